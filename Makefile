@@ -1,0 +1,36 @@
+# Two commands set everything up: `make demo` (the main job on built-in data) and `make test`.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test slow lint env
+
+demo: env
+	$(BIN)/python run.py demo $(DEMO)
+
+test: env .venv/tests
+	$(BIN)/python -m pytest -m "not slow"
+
+slow: env .venv/tests
+	$(BIN)/python -m pytest -m slow
+
+lint: env .venv/tests
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+env: .venv/installed
+
+# torch-scatter's source needs torch at build time and a C++ compiler, never CUDA's: what we use of it runs on GPUs too.
+.venv/installed: requirements.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' \
+		|| { echo "Python 3.11 or 3.12 is needed, $(PYTHON) is another: make PYTHON=python3.11"; exit 2; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt
+	@echo "building torch-scatter (3 to 8 minutes, once) ..."
+	@FORCE_ONLY_CPU=1 $(BIN)/pip install --quiet --no-build-isolation torch-scatter==2.1.2 \
+		|| echo "torch-scatter did not build: superpixels will be pooled by torch's own index_add, with equal results."
+	@touch $@
+
+.venv/tests: .venv/installed tests/requirements.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check -r tests/requirements.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps nuscenes-devkit==1.2.0
+	@touch $@

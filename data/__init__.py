@@ -1,0 +1,1 @@
+"""Disk -> Frame -> Batch. Knows nothing of networks."""

@@ -1,0 +1,148 @@
+"""The typed things that flow from disk to the networks: Frame, CameraView, Pairs, Batch."""
+
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from data.disk import InputError
+
+
+@dataclass
+class CameraView:
+    """One camera's picture of a frame."""
+
+    name: str  # sensor channel, e.g. "CAM_FRONT" or "image_2"
+    token: str  # unique in its data set; names the superpixel map on disk
+    image: np.ndarray  # [H, W, 3]: uint8 as read; float32 in 0..1 once augmented
+    superpixels: np.ndarray | None = None  # [H, W] int32, any number of ids
+
+
+@dataclass
+class Pairs:
+    """Which point is seen at which pixel: four arrays (or tensors) of one length M, all int64."""
+
+    point: np.ndarray | torch.Tensor  # [M] row of the points
+    camera: np.ndarray | torch.Tensor  # [M] index of the camera (in a Batch: row of the images)
+    row: np.ndarray | torch.Tensor  # [M] pixel row, from the top
+    column: np.ndarray | torch.Tensor  # [M] pixel column, from the left
+
+    def __len__(self) -> int:
+        return len(self.point)
+
+    def select(self, rows) -> "Pairs":
+        """The pairs at `rows` (a mask or indices)."""
+        return Pairs(*(getattr(self, f.name)[rows] for f in fields(self)))
+
+    @staticmethod
+    def empty() -> "Pairs":
+        """No pairs at all."""
+        return Pairs(*(np.zeros(0, np.int64) for _ in range(4)))
+
+    @staticmethod
+    def concatenate(parts: "list[Pairs]") -> "Pairs":
+        """All numpy pairs of `parts`, one after another."""
+        if not parts:
+            return Pairs.empty()
+        return Pairs(*(np.concatenate([getattr(p, f.name) for p in parts]) for f in fields(Pairs)))
+
+
+@dataclass
+class Frame:
+    """One lidar scan with what the cameras saw around the same time."""
+
+    id: str  # unique in its data set
+    points: np.ndarray  # [N, 4] float32: x, y, z in metres in the lidar frame; intensity as stored
+    labels: np.ndarray | None = None  # [N] uint8 train ids, 0 = ignored
+    cameras: list[CameraView] = field(default_factory=list)
+    pairs: Pairs = field(default_factory=Pairs.empty)
+    pose: np.ndarray = field(default_factory=lambda: np.eye(4))  # [4, 4] float64, lidar -> world
+
+
+class Reader(Protocol):
+    """What every data set offers (data.nuscenes.NuScenes, data.semantic_kitti.SemanticKitti)."""
+
+    name: str  # "nuscenes" or "semantic_kitti"
+    classes: tuple[str, ...]  # class names by train id; classes[0] is "ignored"
+    intensity_offset: float  # added to the stored intensity to make the network's input feature
+    ids: list[str]  # frame ids, in order
+    scenes: list[str]  # the scene (sequence) of each frame
+
+    def __len__(self) -> int: ...
+
+    def read(self, index: int, images: bool = True, labels: bool = True) -> Frame:
+        """Frame `index`. Without images: no cameras and no pairs. Raises InputError for files that cannot be used."""
+        ...
+
+    def image_files(self) -> list[tuple[str, Path]]:
+        """(token, file) of every camera image of the split."""
+        ...
+
+
+@dataclass
+class Batch:
+    """Several frames as tensors, concatenated."""
+
+    points: torch.Tensor  # [N, 4] float32, metres and intensity as stored
+    features: torch.Tensor  # [N, 1] float32, the network's input: intensity + the data set's offset
+    batch_index: torch.Tensor  # [N] int64, the frame of each point
+    labels: torch.Tensor | None  # [N] int64, 0 = ignored
+    images: torch.Tensor | None  # [I, 3, h, w] float32 in 0..1, all cameras of frame 0, then frame 1, ...
+    superpixels: torch.Tensor | None  # [I, h, w] int64, ids per image
+    pairs: Pairs  # tensors; point = row of `points`, camera = row of `images`
+    ids: list[str]
+
+    def to(self, device: torch.device | str) -> "Batch":
+        """The same batch on `device`."""
+
+        def move(value):
+            if isinstance(value, Pairs):
+                return Pairs(*(move(getattr(value, f.name)) for f in fields(Pairs)))
+            return value.to(device, non_blocking=True) if isinstance(value, torch.Tensor) else value
+
+        return replace(self, **{f.name: move(getattr(self, f.name)) for f in fields(self)})
+
+
+def collate(frames: list[Frame], intensity_offset: float = 0.0) -> Batch:
+    """Concatenate frames into one Batch; images must have one size (data.augment sees to it).
+
+    Frames may have no points, no cameras or no pairs. Labels are kept only if every frame has them.
+    Raises InputError if image sizes differ.
+    """
+    points = torch.from_numpy(np.concatenate([f.points for f in frames]))
+    lengths = torch.tensor([len(f.points) for f in frames])
+    first_point = np.cumsum([0] + [len(f.points) for f in frames])
+    first_camera = np.cumsum([0] + [len(f.cameras) for f in frames])
+    views = [view for f in frames for view in f.cameras]
+    sizes = {view.image.shape[:2] for view in views}
+    if len(sizes) > 1:
+        raise InputError(f"the images of one batch have sizes {sorted(sizes)}: set a crop size so that all are equal.")
+    labels = None
+    if all(f.labels is not None for f in frames):
+        labels = torch.from_numpy(np.concatenate([f.labels for f in frames]).astype(np.int64))
+    superpixels = None
+    if views and all(view.superpixels is not None for view in views):
+        superpixels = torch.from_numpy(np.stack([view.superpixels for view in views]).astype(np.int64))
+    pairs = Pairs.concatenate(
+        [
+            Pairs(f.pairs.point + first_point[i], f.pairs.camera + first_camera[i], f.pairs.row, f.pairs.column)
+            for i, f in enumerate(frames)
+        ]
+    )
+    return Batch(
+        points=points,
+        features=points[:, 3:4] + intensity_offset,
+        batch_index=torch.repeat_interleave(torch.arange(len(frames)), lengths),
+        labels=labels,
+        images=torch.stack([_image_tensor(view.image) for view in views]) if views else None,
+        superpixels=superpixels,
+        pairs=Pairs(*(torch.from_numpy(np.asarray(getattr(pairs, f.name), np.int64)) for f in fields(Pairs))),
+        ids=[f.id for f in frames],
+    )
+
+
+def _image_tensor(image: np.ndarray) -> torch.Tensor:
+    tensor = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+    return tensor.float() / 255 if image.dtype == np.uint8 else tensor

@@ -1,0 +1,345 @@
+"""Typed settings of every stage. Defaults, a recipe (YAML) and the command line meet here and nowhere else.
+
+Later wins: the defaults below (the published recipe where there is one), the recipe file, `--key value` flags. An
+unknown key is an error that names the nearest known one. Without a recipe a stage takes its data set's own,
+`slidr/configs/<slidr | linprobe | fewshot>_<data set>.yaml`.
+"""
+
+import difflib
+import types
+import typing
+from pathlib import Path
+from typing import Annotated, Literal
+
+import yaml
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+
+from data.augment import AugmentSettings
+from data.disk import InputError
+from data.superpixels import SuperpixelSettings
+
+RECIPES = Path(__file__).parent / "configs"
+
+Count = Annotated[int, Field(ge=1)]
+Index = Annotated[int, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+def _ordered(size: tuple[float, float, float]) -> tuple[float, float, float]:
+    if min(size) <= 0:
+        raise ValueError("every voxel edge must be above 0")
+    return size
+
+
+VoxelSize = Annotated[tuple[float, float, float], AfterValidator(_ordered)]
+Dataset = Literal["synthetic", "nuscenes", "kitti"]
+Architecture = Literal["res16unet14c", "res16unet18c", "res16unet34c"]
+
+
+def key(default, help: str):
+    """A setting with its default and what `--help` says of it (unit and meaning)."""
+    return Field(default=default, description=help)
+
+
+class Settings(BaseModel):
+    """What every stage knows."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    seed: Index = key(0, "seed of every random draw")
+    threads: Index = key(0, "CPU threads of torch; 0 = torch's own choice")
+    workers: Index = key(2, "processes that read and prepare data; 0 = the training process itself")
+
+
+class WithData(Settings):
+    """A stage that reads a data set."""
+
+    dataset: Dataset = key("synthetic", "data set; synthetic = the built-in world, written on first use")
+    root: Path | None = key(None, "folder of the data set; none = datasets/nuscenes, semantic_kitti or synthetic")
+
+
+class WithRun(WithData):
+    """A stage that leaves a run folder output/<stage>/<name>/."""
+
+    name: str | None = key(None, "name of the run; none = data set and time of day")
+    output: Path = key(Path("output"), "folder of all runs")
+    device: str = key("auto", "auto, cpu, cuda or cuda:1; auto = cuda where there is one")
+    precision: Literal["float32", "bf16"] = key("float32", "arithmetic of the networks (bf16 = autocast)")
+
+
+class WithTraining(WithRun):
+    """A stage that trains."""
+
+    train_split: str = key("train", "split to train on")
+    val_split: str = key("val", "split to validate on")
+    batch: Count = key(4, "frames a step")
+    epochs: Count = key(50, "passes over the training split")
+    momentum: Share = key(0.9, "momentum of SGD")
+    dampening: Share = key(0.1, "dampening of SGD's momentum (none in the very first step, as in torch)")
+    weight_decay: NonNegative = key(1e-4, "L2 penalty of SGD")
+    validate_every: Count = key(5, "epochs between validations")
+
+
+class Synth(Settings):
+    """Write the built-in world in the nuScenes and SemanticKITTI layouts."""
+
+    root: Path = key(Path("datasets/synthetic"), "folder to write (nuscenes/ and kitti/ inside)")
+    layout: Literal["nuscenes", "kitti", "both"] = key("both", "layout to write")
+    train_scenes: Count = key(8, "scenes to train on")
+    val_scenes: Count = key(3, "held-out scenes")
+    frames_per_scene: Count = key(5, "keyframes a scene, half a second apart")
+    image_scale: Positive = key(0.25, "size of the images as a share of 1600 x 900 (KITTI: 1242 x 375)")
+    azimuths: Count = key(512, "lidar columns a turn (32 beams)")
+
+
+class WithSuperpixels(WithData):
+    """A stage that needs superpixel maps."""
+
+    superpixels_folder: Path = key(Path("superpixels"), "folder of the maps: <data set>/superpixels_<kind>/<token>.png")
+    superpixels: Literal["slic", "felzenszwalb", "none"] = key(
+        "slic", "kind of superpixels; none = every pixel its own"
+    )
+    segments: Count = key(150, "SLIC: superpixels asked for an image")
+    compactness: Positive = key(6.0, "SLIC: weight of distance against colour")
+    sigma: NonNegative | None = key(None, "pixels of Gaussian blur before; none = 3 for SLIC, 0.35 for Felzenszwalb")
+    scale: Positive = key(300.0, "Felzenszwalb: larger makes larger superpixels")
+    min_size: Count = key(4000, "Felzenszwalb: pixels of the smallest superpixel")
+
+    def superpixel_settings(self) -> SuperpixelSettings:
+        """The part of the settings that decides a map."""
+        sigma = self.sigma if self.sigma is not None else {"slic": 3.0, "felzenszwalb": 0.35}.get(self.superpixels, 0.0)
+        return SuperpixelSettings(
+            kind=self.superpixels,
+            segments=self.segments,
+            compactness=self.compactness,
+            sigma=sigma,
+            scale=self.scale,
+            min_size=self.min_size,
+        )
+
+
+class Superpixels(WithSuperpixels):
+    """Compute the superpixel maps of a data set ahead of pretraining."""
+
+    split: str = key("all", "split whose images to segment")
+
+
+class Pretrain(WithTraining, WithSuperpixels):
+    """Distil a frozen image network into a lidar network, superpixel by superpixel (paper, section 3)."""
+
+    train_split: str = key("pretrain", "split to train on (nuScenes: pretrain = train without SLidR's mini-val)")
+    val_split: str = key("pretrain_val", "split to validate on (nuScenes: pretrain_val = SLidR's mini-val)")
+    architecture: Architecture = key("res16unet34c", "lidar network")
+    width: Positive = key(1.0, "channels of the lidar network as a share of the published ones")
+    grid: Literal["cylindrical", "cartesian"] = key("cylindrical", "axes of the voxels")
+    voxel_size: VoxelSize = key(
+        (0.1, 1.0, 0.1), "voxel edges: rho in m, phi in degrees, z in m (cartesian: x, y, z in m)"
+    )
+    bn_momentum: Share = key(0.05, "batch-norm momentum of stem, strided, transposed and shortcut layers (blocks: 0.1)")
+    teacher: str = key("resnet50_moco_v2", "frozen image network, by name; `run.py env` lists them")
+    teacher_weights: str | None = key(None, "none = the public file of that name, random, or a file")
+    weights_folder: Path = key(Path("weights"), "folder of downloaded teachers")
+    feature_size: Count = key(64, "channels of the shared feature space")
+    temperature: Positive = key(0.07, "temperature of InfoNCE (paper, eq. 1)")
+    lr: Positive = key(0.5, "learning rate of SGD, cosine to 0 over the epochs")
+    crop: tuple[Count, Count] = key((224, 416), "rows and columns of the images that the teacher sees")
+    augment: bool = key(True, "rotate, flip and cut the cloud; crop and flip the images")
+    cuboid: Share = key(0.2, "largest side of the dropped cuboid as a share of the cloud's range; 0 = none")
+    min_pairs: Index = key(1024, "pairs every image must keep for a cuboid or a crop to be accepted")
+
+    def augment_settings(self, train: bool) -> AugmentSettings:
+        """The augmentation of training frames, or the plain resize of validation frames."""
+        return AugmentSettings(
+            crop=self.crop, train=train and self.augment, cuboid=self.cuboid, min_pairs=self.min_pairs
+        )
+
+
+class Downstream(WithTraining):
+    """What linear probing and fine-tuning share."""
+
+    weights: str | None = key(None, "pretrained model.pt, or random; none = the newest pretraining under --output")
+    architecture: Architecture | None = key(None, "none = as the weights (random: as the pretraining recipe)")
+    width: Positive | None = key(None, "none = as the weights (random: as the pretraining recipe)")
+    grid: Literal["cylindrical", "cartesian"] | None = key(None, "none = as the weights (random: as the recipe)")
+    voxel_size: VoxelSize | None = key(None, "none = as the weights (random: as the recipe)")
+    bn_momentum: Share = key(0.02, "batch-norm momentum of stem, strided, transposed and shortcut layers (blocks: 0.1)")
+    batch: Count = key(16, "frames a step")
+    augment: bool = key(True, "rotate and flip the cloud")
+    pictures: Index = key(2, "validation frames to draw at the end")
+
+
+class Linprobe(Downstream):
+    """Freeze a lidar network, train one linear layer on its features, report mIoU (paper, section 4.2)."""
+
+    lr: Positive = key(0.05, "learning rate of SGD, cosine to 0 over the epochs")
+    remember: bool = key(
+        False, "without augmentation: compute each frame's frozen features once, keep them in memory; changes no result"
+    )
+
+
+class Fewshot(Downstream):
+    """Fine-tune a whole lidar network on few labels, report mIoU (paper, section 4.3)."""
+
+    pct: Annotated[float, Field(gt=0, le=100)] = key(1.0, "per cent of the training split's labels to use")
+    subset: Literal["scenes", "frames"] | None = key(
+        None, "what pct counts: every n-th scene or frame; none = scenes, on KITTI frames (as published)"
+    )
+    epochs: Count | None = key(None, "passes over the subset; none = 100 on KITTI and at 1 %, else 50")
+    lr: Positive | None = key(None, "learning rate of the backbone; none = 0.02 pretrained on nuScenes, else 0.05")
+    lr_head: Positive | None = key(None, "learning rate of the last layer; none = 2.0 pretrained, lr from random")
+
+
+class Evaluate(WithRun):
+    """Report the mIoU of a saved segmentation network on a split."""
+
+    weights: str | None = key(None, "model.pt of linprobe or fewshot; none = the newest of both under --output")
+    split: str = key("val", "split to evaluate on")
+    pictures: Index = key(2, "frames to draw")
+
+
+class Show(WithSuperpixels):
+    """Draw a frame: points and superpixels in the image, and what a lidar network finds similar."""
+
+    weights: str | None = key(None, "pretrained model.pt; none = the newest pretraining under --output, if any")
+    output: Path = key(Path("output"), "folder of all runs; pictures go to output/show/<data set>")
+    split: str = key("val", "split of the frame")
+    frame: Index = key(0, "index of the frame in its split")
+    camera: Index = key(0, "index of the camera")
+
+
+class Convert(BaseModel):
+    """Turn a published checkpoint into ours, or ours into the published layout."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    source: Path = key(..., "checkpoint to read (either layout)")
+    target: Path = key(..., "file to write")
+    to: Literal["ours", "minkowski"] = key("ours", "layout to write")
+
+
+class Env(BaseModel):
+    """Print versions, devices, backends, teachers: what a bug report needs."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    weights_folder: Path = key(Path("weights"), "folder of downloaded teachers")
+
+
+class Demo(Settings):
+    """The whole way on the built-in world: pretrain, probe against random, pictures, one table."""
+
+    output: Path = key(Path("output"), "folder of all runs")
+    root: Path = key(Path("datasets/synthetic"), "folder of the built-in world")
+    pretrain_epochs: Count | None = key(None, "epochs of pretraining; none = the recipe's")
+    probe_epochs: Count | None = key(None, "epochs of the linear probes; none = the recipe's")
+
+
+def load(settings_type: type[BaseModel], arguments: list[str], recipe: str | None = None) -> BaseModel:
+    """Settings of one stage from its command-line arguments: `[cfg.yaml] [--key value ...]`.
+
+    Args:
+        settings_type: the stage's settings class.
+        arguments: the words after the stage's name.
+        recipe: prefix of the recipe taken when no YAML is named ("slidr" -> slidr_<dataset>.yaml); None = none.
+
+    A stage that shares keys with pretraining (superpixels, show) takes its part of a pretraining recipe.
+    Raises InputError for an unreadable file, an unknown key or a value of the wrong type.
+    """
+    words = list(arguments)
+    path = Path(words.pop(0)) if words and not words[0].startswith("-") else None
+    flags = _flags(words)
+    if path is None and recipe:
+        dataset = flags.get("dataset", settings_type.model_fields["dataset"].default)
+        candidate = RECIPES / f"{recipe}_{dataset}.yaml"
+        path = candidate if candidate.exists() else None
+    values = read_yaml(path) if path else {}
+    if recipe == "slidr" and settings_type is not Pretrain:
+        values = {k: v for k, v in values.items() if k in settings_type.model_fields or k not in Pretrain.model_fields}
+    sources = dict.fromkeys(values, str(path)) | dict.fromkeys(flags, "the command line")
+    return validate(settings_type, values | flags, sources)
+
+
+def validate(settings_type: type[BaseModel], values: dict, sources: dict[str, str] | None = None) -> BaseModel:
+    """`values` as settings; InputError names the first bad key, where it came from, and the nearest known key."""
+    known = list(settings_type.model_fields)
+    for name in values:
+        if name not in known:
+            near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
+            hint = f"did you mean `{near[0]}`?" if near else f"known keys are {', '.join(known)}."
+            raise InputError(f"{(sources or {}).get(name, 'settings')}: there is no key `{name}`; {hint}")
+    try:
+        return settings_type(**values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = str(first["loc"][0])
+        if first["type"] == "missing":
+            raise InputError(f"`--{name}` is needed: {settings_type.model_fields[name].description}.") from None
+        where = (sources or {}).get(name, "settings")
+        reason = first["msg"][0].lower() + first["msg"][1:]
+        raise InputError(f"{where}: `{name}` cannot be {first['input']!r}: {reason}.") from None
+
+
+def read_yaml(path: Path) -> dict:
+    """A YAML mapping by the safe loader; InputError if the file is missing, broken or no mapping."""
+    try:
+        values = yaml.safe_load(path.read_text())
+    except OSError as error:
+        shipped = ", ".join(sorted(p.name for p in RECIPES.glob("*.yaml")))
+        raise InputError(
+            f"cannot read {path}: {error.strerror}; name a YAML file, e.g. one of {RECIPES}: {shipped}."
+        ) from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        where = getattr(error, "problem_mark", None)
+        line = f" at line {where.line + 1}" if where else ""
+        raise InputError(f"{path} is no valid YAML{line}; write one `key: value` a line.") from error
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise InputError(f"{path} holds no `key: value` lines; see `run.py STAGE --help` for the keys.")
+    return values
+
+
+def _flags(words: list[str]) -> dict[str, object]:
+    flags: dict[str, object] = {}
+    while words:
+        word = words.pop(0)
+        if not word.startswith("--"):
+            raise InputError(f"the command line: `{word}` stands alone; settings are written `--key value`.")
+        name, equals, value = word[2:].partition("=")
+        if not equals:
+            if not words:
+                raise InputError(f"the command line: `{word}` lacks its value; settings are written `--key value`.")
+            value = words.pop(0)
+        try:
+            flags[name.replace("-", "_")] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            flags[name.replace("-", "_")] = value
+    return flags
+
+
+def to_yaml(settings: BaseModel) -> str:
+    """Every key with its value: a complete recipe that can be run again."""
+    return yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False)
+
+
+def describe(settings_type: type[BaseModel]) -> str:
+    """The text of `run.py STAGE --help`: what the stage does, then every key with default, unit and meaning."""
+    lines = [settings_type.__doc__.strip(), ""]
+    for name, info in settings_type.model_fields.items():
+        default = "needed" if info.is_required() else "none" if info.default is None else info.default
+        if isinstance(default, tuple):
+            default = f"[{', '.join(map(str, default))}]"
+        choices = _choices(info.annotation)
+        meaning = info.description + (f" ({' | '.join(choices)})" if choices else "")
+        lines.append(f"  --{name:<20} {default!s:<24} {meaning}")
+    return "\n".join(lines)
+
+
+def _choices(annotation) -> tuple[str, ...]:
+    if typing.get_origin(annotation) is Literal:
+        return typing.get_args(annotation)
+    if isinstance(annotation, types.UnionType) or typing.get_origin(annotation) is typing.Union:
+        return next((c for c in map(_choices, typing.get_args(annotation)) if c), ())
+    return ()

@@ -1,0 +1,100 @@
+"""Pretraining: a lidar network learns what a frozen image network sees in each superpixel (paper, section 3)."""
+
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from data.datasets import open_reader
+from data.frame import Batch
+from data.loading import make_loader
+from slidr import pictures
+from slidr.config import Pretrain
+from slidr.losses import superpixel_infonce
+from slidr.pooling import POOLING_BACKEND
+from slidr.stages.show import draw_frame
+from slidr.student import SPEC_KEYS, Student, StudentSpec, save_student
+from slidr.teachers import ImageHead, load_teacher
+from slidr.training import Run, autocast, fit, prepare, sgd
+from triton_kernels import backend
+
+
+def run(settings: Pretrain) -> Path:
+    """Pretrain by the settings; the run's folder."""
+    device = prepare(settings)
+    began = time.monotonic()
+
+    # Data: keyframes with their images, superpixels and point-pixel pairs (section 3.2)
+    readers = [open_reader(settings.dataset, settings.root, s) for s in (settings.train_split, settings.val_split)]
+    loader, val_loader = (
+        make_loader(
+            reader,
+            batch=settings.batch,
+            augment=settings.augment_settings(train),
+            superpixels=(settings.superpixels_folder / settings.dataset, settings.superpixel_settings()),
+            images=True,
+            labels=False,
+            workers=settings.workers,
+            seed=settings.seed,
+            shuffle=train,
+        )
+        for reader, train in zip(readers, (True, False), strict=True)
+    )
+
+    # Networks: the student is trained, the teacher frozen, the 1x1 head on the teacher trained (section 3.1)
+    teacher = load_teacher(settings.teacher, settings.teacher_weights, settings.weights_folder).to(device)
+    head = ImageHead(teacher.channels, settings.feature_size, teacher.stride)
+    spec = StudentSpec(**{name: getattr(settings, name) for name in SPEC_KEYS})
+    student = Student(spec, settings.feature_size, settings.bn_momentum, normalize=True)
+    trained = nn.ModuleDict({"student": student, "head": head}).to(device)
+
+    log = Run("pretrain", settings)
+    log.start(
+        data=f"{settings.dataset}: {len(readers[0])} frames to train on, {len(readers[1])} to validate on",
+        superpixels=f"{settings.superpixels} in {settings.superpixels_folder / settings.dataset}",
+        student=student.describe(),
+        teacher=f"{teacher.name}: {teacher.source}",
+        engine=backend.describe(device),
+        pooling=POOLING_BACKEND,
+        arithmetic=f"{settings.precision} on {device}",
+    )
+
+    # Objective: InfoNCE from superpoints to superpixels (eq. 1)
+    def loss_of(batch: Batch) -> tuple[torch.Tensor, dict[str, float]]:
+        voxel_features, voxels = student(batch)
+        pixel_features = head(teacher(batch.images))
+        pairs = replace(batch.pairs, point=voxels.inverse[batch.pairs.point])
+        return superpixel_infonce(voxel_features, pixel_features, batch.superpixels, pairs, settings.temperature)
+
+    @torch.no_grad()
+    def validate() -> dict[str, float]:
+        trained.eval()
+        losses = []
+        for batch in val_loader:
+            with autocast(settings, device):
+                losses.append(float(loss_of(batch.to(device))[0]))
+        save_student(log.folder / "model.pt", student, "pretrain")
+        return {"val_loss": sum(losses) / len(losses)}
+
+    optimizer = sgd(settings, [{"params": list(trained.parameters()), "lr": settings.lr}])
+    fit(log, settings, loader, optimizer, loss_of, trained, validate)
+
+    # What a person wants to see
+    drawn = draw_frame(settings, readers[1], 0, 0, log.folder, student.to("cpu"))
+    pictures.curves(log.rows, log.folder / "curves.png")
+    losses = [row["loss"] for row in log.rows if "loss" in row]
+    log.finish(
+        f"# Pretraining {log.folder.name}\n\n"
+        f"Training loss {losses[0]:.3f} -> {losses[-1]:.3f}, validation loss "
+        f"{next(row['val_loss'] for row in reversed(log.rows) if 'val_loss' in row):.3f}, "
+        f"{time.monotonic() - began:.0f} s.\n\n"
+        f"Again: `python run.py pretrain {log.folder / 'config.yaml'} --name NEW`\n\n"
+        + "\n".join(f"![{name}]({name})" for name in ["curves.png", *drawn])
+        + "\n"
+    )
+    print(
+        f"pretrain: loss {losses[0]:.3f} -> {losses[-1]:.3f}; {log.folder / 'report.md'}; next: python run.py linprobe"
+    )
+    return log.folder

@@ -1,0 +1,17 @@
+"""The built-in world, written to disk in the official layouts."""
+
+from data.synthetic import SyntheticWorld, write_kitti, write_nuscenes
+from slidr.config import Synth
+
+
+def run(settings: Synth) -> None:
+    """Write the world; a world of the same settings is left as it is."""
+    names = ("train_scenes", "val_scenes", "frames_per_scene", "image_scale", "azimuths", "seed")
+    world = SyntheticWorld(**{name: getattr(settings, name) for name in names})
+    if settings.layout != "kitti":
+        write_nuscenes(settings.root / "nuscenes", world, settings.workers)
+    if settings.layout != "nuscenes":
+        write_kitti(settings.root / "kitti", world, settings.workers)
+    print(
+        f"synth: {settings.root}; next: python run.py pretrain   (or --dataset kitti --root {settings.root / 'kitti'})"
+    )

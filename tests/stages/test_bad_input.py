@@ -1,0 +1,162 @@
+"""Everything a user can get wrong: one sentence, exit code 2, nothing half-written."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tests.stages.conftest import SMALL
+
+PRETRAIN = ["pretrain", "--root=world", "--name=run", *SMALL]
+KITTI = ["--dataset=kitti", "--root=world/kitti", "--epochs=1", "--workers=0", "--name=run"]
+FEWSHOT = ["fewshot", "--weights=random", "--pct=100", "--architecture=res16unet14c", "--width=0.25", *KITTI]
+SEQUENCE = Path("world/kitti/dataset/sequences/00")
+
+
+def first(pattern: str) -> Path:
+    return sorted(Path("world").rglob(pattern))[0]
+
+
+def nothing_half_written() -> None:
+    """No temporary file is left behind, and no model was claimed."""
+    assert not [path for path in Path().rglob(".*") if path.is_file()]
+    assert not list(Path().rglob("model.pt"))
+
+
+def test_a_missing_data_set_says_how_to_get_it_and_what_runs_without(command):
+    sentence = command.refused("fewshot", "--dataset", "kitti", "--pct", "1")
+    assert "datasets/semantic_kitti" in sentence
+    assert "semantic-kitti.org" in sentence and "--dataset synthetic" in sentence
+    assert not Path("output").exists()
+
+
+def test_a_truncated_point_file(command):
+    path = first("*.pcd.bin")
+    path.write_bytes(path.read_bytes()[:-3])
+    assert "truncated" in command.refused(*PRETRAIN)
+    nothing_half_written()
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_label_file_of_the_wrong_length(command, workers):
+    path = SEQUENCE / "labels/000000.label"
+    path.write_bytes(path.read_bytes()[:-4])
+    sentence = command.refused(*FEWSHOT, f"--workers={workers}")
+    assert "000000.label" in sentence and "labels" in sentence
+    nothing_half_written()
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_points_that_are_not_finite(command, value):
+    path = SEQUENCE / "velodyne/000000.bin"
+    points = np.fromfile(path, np.float32)
+    points[4:6] = value
+    points.tofile(path)
+    assert "000000.bin" in command.refused(*FEWSHOT)
+    nothing_half_written()
+
+
+def test_an_image_that_does_not_decode(command):
+    path = first("*.jpg")
+    path.write_bytes(path.read_bytes()[:50])
+    assert path.name in command.refused("pretrain", "--root=world", *SMALL, "--batch=2")
+    nothing_half_written()
+
+
+def test_a_calibration_with_a_missing_key(command):
+    path = SEQUENCE / "calib.txt"
+    path.write_text("".join(line for line in path.read_text().splitlines(True) if not line.startswith("Tr")))
+    sentence = command.refused("pretrain", *KITTI, "--teacher=resnet_small", "--teacher_weights=random")
+    assert "calib.txt" in sentence and "Tr" in sentence
+    nothing_half_written()
+
+
+def test_an_empty_cloud_in_a_batch_is_no_error(command):
+    (SEQUENCE / "velodyne/000000.bin").write_bytes(b"")
+    (SEQUENCE / "labels/000000.label").write_bytes(b"")
+    code, _, err = command(*FEWSHOT, "--batch=2")
+    assert code == 0, err
+
+
+def test_images_with_no_pairs_are_no_error(command):
+    """Every point lies behind the only camera: the loss is zero, the run goes on."""
+    for path in Path("world/kitti").rglob("*.bin"):
+        points = np.fromfile(path, np.float32).reshape(-1, 4)
+        points[:, 0] = -np.abs(points[:, 0]) - 1
+        points.tofile(path)
+    words = ["--teacher=resnet_small", "--teacher_weights=random", "--architecture=res16unet14c", *SMALL]
+    code, _, err = command("pretrain", *KITTI, *words)
+    assert code == 0, err
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [("bach: 4", "did you mean `batch`"), ("batch: four", "`batch`"), ("batch: -1", "greater than or equal to 1")],
+)
+def test_a_bad_recipe(command, text, words):
+    Path("mine.yaml").write_text(text)
+    assert words in command.refused("pretrain", "mine.yaml")
+    assert not Path("output").exists()
+
+
+def test_weights_of_another_architecture(command):
+    assert command(*PRETRAIN)[0] == 0
+    words = ["linprobe", "--root=world", "--weights=output/pretrain/run/model.pt", "--workers=0"]
+    sentence = command.refused(*words, "--architecture=res16unet34c")
+    assert "res16unet14c" in sentence and "res16unet34c" in sentence
+    sentence = command.refused(*words, "--voxel_size=[0.2,1,0.2]")
+    assert "voxel_size" in sentence and "0.2" in sentence and "0.1" in sentence
+    assert not Path("output/linprobe").exists()
+
+
+def test_weights_that_are_no_checkpoint(command):
+    Path("noise.pt").write_bytes(os.urandom(100))
+    assert "noise.pt" in command.refused("linprobe", "--root=world", "--weights=noise.pt")
+    torch.save({"spec": {}}, "other.pt")
+    assert "other.pt" in command.refused("linprobe", "--root=world", "--weights=other.pt")
+    assert "nowhere.pt" in command.refused("linprobe", "--root=world", "--weights=nowhere.pt")
+
+
+def test_probing_without_a_pretraining(command):
+    assert "run.py pretrain" in command.refused("linprobe", "--root=world")
+
+
+def test_a_network_of_another_data_sets_classes(command):
+    assert command(*FEWSHOT)[0] == 0
+    words = ["evaluate", "--root=world", "--weights=output/fewshot/run/model.pt"]
+    assert "classes" in command.refused(*words)
+
+
+def test_a_read_only_output_folder(command):
+    """Root may write anywhere, so a file stands where the folder should be: it fails for every user alike."""
+    Path("output").write_text("")
+    assert "output" in command.refused(*PRETRAIN)
+    assert Path("output").read_text() == ""
+
+
+def test_two_runs_of_one_name(command):
+    words = ["synth", "--root=again", "--layout=kitti", "--train_scenes=1", "--val_scenes=1", "--frames_per_scene=1"]
+    assert command(*words, "--image_scale=0.1", "--azimuths=64", "--workers=0")[0] == 0
+    Path("output/pretrain/run").mkdir(parents=True)
+    Path("output/pretrain/run/config.yaml").write_text("")
+    assert "already holds a run" in command.refused(*PRETRAIN)
+
+
+def test_a_superpixel_map_of_the_wrong_size(command):
+    path = first("*.jpg")
+    code, _, err = command("superpixels", "--root=world", "--segments=20", "--workers=0")
+    assert code == 0, err
+    maps = sorted(Path("superpixels/synthetic/superpixels_slic").glob("*.png"))
+    for map_ in maps:
+        Image.new("L", (7, 5)).save(map_)
+    sentence = command.refused(*PRETRAIN)
+    assert "5" in sentence and "7" in sentence and path.suffix == ".jpg"
+
+
+def test_a_device_that_is_not_there(command):
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    assert "--device cpu" in command.refused(*PRETRAIN, "--device=cuda")

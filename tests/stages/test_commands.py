@@ -1,0 +1,115 @@
+"""The commands of the README on a tiny world: what they print, and what they leave."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+import yaml
+
+from tests.stages.conftest import SMALL
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_help_lists_the_stages_in_the_order_of_use(command):
+    code, out, _ = command("--help")
+    assert code == 0
+    order = [line.split()[0] for line in out.splitlines()[2:]]
+    assert order == "demo synth superpixels pretrain linprobe fewshot evaluate show convert env".split()
+
+
+def test_an_unknown_stage_and_an_unknown_key_exit_with_2_and_no_traceback():
+    for words in (["pretain"], ["pretrain", "--tempreature", "1"]):
+        done = subprocess.run(
+            [sys.executable, ROOT / "run.py", *words], capture_output=True, text=True, check=False, cwd=ROOT
+        )
+        assert done.returncode == 2
+        assert len(done.stderr.strip().splitlines()) == 1 and done.stderr.startswith("run.py ")
+
+
+def test_pretrain_probe_finetune_evaluate_show(command):
+    """The whole way; every run leaves a folder that can be run again."""
+    code, out, err = command("pretrain", "--root=world", "--name=first", *SMALL)
+    assert code == 0, err
+    assert "resnet_small" in out and "random" in out  # the start block names the teacher
+    folder = Path("output/pretrain/first")
+    for name in ("config.yaml", "metrics.jsonl", "model.pt", "report.md", "curves.png", "camera.png", "similarity.png"):
+        assert (folder / name).stat().st_size > 0
+    assert list(folder.glob("events.out.tfevents*"))
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert rows[0]["loss"] > 0 and "val_loss" in rows[-1]
+    assert yaml.safe_load((folder / "config.yaml").read_text())["width"] == 0.25
+
+    code, out, err = command("linprobe", "--root=world", "--epochs=2", "--workers=0", "--name=probe")
+    assert code == 0, err
+    assert "output/pretrain/first/model.pt (the newest pretraining)" in out and "mIoU" in out
+    assert Path("output/linprobe/probe/birds_eye_0.png").exists()
+
+    code, out, err = command(
+        "fewshot",
+        "--dataset=kitti",
+        "--root=world/kitti",
+        "--pct=50",
+        "--epochs=1",
+        "--batch=2",
+        "--workers=0",
+        "--name=ft",
+    )
+    assert code == 0, err
+    assert len(Path("output/fewshot/ft/frames.txt").read_text().split()) == 1
+    assert yaml.safe_load(Path("output/fewshot/ft/config.yaml").read_text())["lr_head"] == 2.0
+
+    score = Path("output/fewshot/ft/report.md").read_text().split("**mIoU** | ")[1].split()[0]
+    code, out, err = command(
+        "evaluate", "--dataset=kitti", "--root=world/kitti", "--workers=0", "--weights=output/fewshot/ft/model.pt"
+    )
+    assert code == 0, err
+    assert f"**mIoU** | {score}" in out  # a saved network scores as it did in its own run
+
+    code, out, err = command("show", "--root=world")
+    assert code == 0, err
+    assert Path("output/show/synthetic/similarity.png").exists()
+
+
+def test_a_written_config_gives_the_same_run_again(command):
+    assert command("pretrain", "--root=world", "--name=a", *SMALL)[0] == 0
+    assert command("pretrain", "output/pretrain/a/config.yaml", "--name=b")[0] == 0
+    a, b = (torch.load(f"output/pretrain/{n}/model.pt", weights_only=True)["weights"] for n in "ab")
+    assert all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_pretraining_on_the_kitti_layout(command):
+    code, _, err = command(
+        "pretrain", "--dataset=kitti", "--root=world/kitti", "--architecture=res16unet14c", "--teacher=resnet_small",
+        "--teacher_weights=random", "--name=k", *SMALL,
+    )  # fmt: skip
+    assert code == 0, err
+    assert Path("output/pretrain/k/similarity.png").exists()
+
+
+def test_remembered_features_change_no_result(command):
+    scores = []
+    for remember in ("true", "false"):
+        name = f"probe-{remember}"
+        words = ["--weights=random", "--root=world", "--width=0.25", "--architecture=res16unet14c", "--epochs=3"]
+        code, _, err = command("linprobe", *words, "--workers=0", f"--remember={remember}", f"--name={name}")
+        assert code == 0, err
+        scores.append(torch.load(f"output/linprobe/{name}/model.pt", weights_only=True)["weights"]["final.weight"])
+    assert torch.allclose(scores[0], scores[1], rtol=1e-5, atol=1e-7)
+
+
+def test_convert_there_and_back_is_exact(command):
+    words = ["--root=world", "--name=full", *SMALL, "--width=1", "--architecture=res16unet34c"]
+    assert command("pretrain", *words)[0] == 0
+    ours = Path("output/pretrain/full/model.pt")
+    assert command("convert", f"--source={ours}", "--target=theirs.pt", "--to=minkowski")[0] == 0
+    assert command("convert", "--source=theirs.pt", "--target=back.pt")[0] == 0
+    a, b = (torch.load(path, weights_only=True)["weights"] for path in (ours, "back.pt"))
+    assert a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_env_names_versions_and_teachers(command):
+    code, out, _ = command("env")
+    assert code == 0 and f"torch {torch.__version__}" in out and "dinov2_vits14" in out
