@@ -1,0 +1,159 @@
+"""The student: a sparse residual U-Net (paper, section 3.1), with the module names of the public checkpoints."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from data.disk import InputError
+from triton_kernels import BatchNorm, SparseConv3d, SparseConvTranspose3d, SparseTensor, cat
+
+PLANES = (32, 64, 128, 256, 256, 128, 96, 96)
+BLOCKS = {
+    "res16unet14c": (1, 1, 1, 1, 1, 1, 1, 1),
+    "res16unet18c": (2, 2, 2, 2, 2, 2, 2, 2),
+    "res16unet34c": (2, 3, 4, 6, 2, 2, 2, 2),
+}
+PREFIXES = ("module.", "model_points.", "model.", "encoder.", "trunk.2.")
+
+
+def _relu(x: SparseTensor) -> SparseTensor:
+    return x.with_features(torch.relu(x.features))
+
+
+class ResidualBlock(nn.Module):
+    """Two 3x3x3 convolutions with a shortcut, 1x1x1 where the channels change."""
+
+    def __init__(self, in_channels: int, channels: int, bn_momentum: float):
+        super().__init__()
+        self.conv1 = SparseConv3d(in_channels, channels, 3)
+        self.norm1 = BatchNorm(channels, momentum=0.1)  # published code: the option does not reach these two
+        self.conv2 = SparseConv3d(channels, channels, 3)
+        self.norm2 = BatchNorm(channels, momentum=0.1)
+        self.downsample = (
+            nn.Sequential(SparseConv3d(in_channels, channels, 1), BatchNorm(channels, bn_momentum))
+            if in_channels != channels
+            else None
+        )
+
+    def forward(self, x: SparseTensor) -> SparseTensor:
+        """`[V, in_channels]` -> `[V, channels]` on the same coordinates."""
+        shortcut = x if self.downsample is None else self.downsample(x)
+        out = self.norm2(self.conv2(_relu(self.norm1(self.conv1(x)))))
+        return _relu(out.with_features(out.features + shortcut.features))
+
+
+class MinkUNet(nn.Module):
+    """Res16UNet: four strided levels down, four transposed ones up, skips concatenated, a 1x1x1 layer at the end.
+
+    Args:
+        out_channels: channels of the last layer.
+        architecture: a key of BLOCKS.
+        in_channels: input features a voxel.
+        bn_momentum: of stem, strided, transposed and shortcut norms (those inside blocks stay at 0.1).
+        normalize: L2-normalise each voxel's output.
+        width: multiplies all planes and the stem, rounded to multiples of 8.
+        planes, stem, stem_kernel: channels of the eight levels and of the stem, and the stem's kernel size.
+    """
+
+    def __init__(
+        self,
+        out_channels: int,
+        architecture: str = "res16unet34c",
+        in_channels: int = 1,
+        bn_momentum: float = 0.05,
+        normalize: bool = False,
+        width: float = 1.0,
+        planes: tuple[int, ...] = PLANES,
+        stem: int = 32,
+        stem_kernel: int = 3,
+    ):
+        super().__init__()
+        planes, stem = tuple(_scaled(p, width) for p in planes), _scaled(stem, width)
+        self.normalize = normalize
+        self.conv0p1s1 = SparseConv3d(in_channels, stem, stem_kernel)
+        self.bn0 = BatchNorm(stem, bn_momentum)
+        self.down, self.up = [], []
+        channels, skips = stem, [stem]
+        for level, blocks in enumerate(BLOCKS[architecture]):
+            if level < 4:
+                names = f"conv{level + 1}p{2**level}s2", f"bn{level + 1}", f"block{level + 1}"
+                convolution, after = SparseConv3d(channels, channels, 2, 2), channels
+                joined = channels
+            else:
+                names = f"convtr{level}p{2 ** (8 - level)}s2", f"bntr{level}", f"block{level + 1}"
+                convolution, after = SparseConvTranspose3d(channels, planes[level], 2, 2), planes[level]
+                joined = planes[level] + skips[7 - level]
+            widths = [joined] + [planes[level]] * blocks
+            modules = (
+                convolution,
+                BatchNorm(after, bn_momentum),
+                nn.Sequential(*(ResidualBlock(a, b, bn_momentum) for a, b in zip(widths, widths[1:], strict=False))),
+            )
+            for name, module in zip(names, modules, strict=True):
+                self.add_module(name, module)
+            (self.down if level < 4 else self.up).append(names)
+            channels = planes[level]
+            if level < 3:
+                skips.append(channels)
+        self.final = SparseConv3d(channels, out_channels, 1, bias=True)
+
+    def backbone(self, x: SparseTensor) -> SparseTensor:
+        """`[V, in_channels]` at stride 1 -> features `[V, 96]` (at width 1) before the last layer."""
+        x = _relu(self.bn0(self.conv0p1s1(x)))
+        skips = []
+        for names in self.down:
+            skips.append(x)
+            convolution, norm, blocks = (getattr(self, name) for name in names)
+            x = blocks(_relu(norm(convolution(x))))
+        for names in self.up:
+            convolution, norm, blocks = (getattr(self, name) for name in names)
+            x = blocks(cat(_relu(norm(convolution(x))), skips.pop()))
+        return x
+
+    def forward(self, x: SparseTensor) -> SparseTensor:
+        """`[V, in_channels]` at stride 1 -> `[V, out_channels]` on the same coordinates."""
+        x = self.final(self.backbone(x))
+        return x.with_features(nn.functional.normalize(x.features, dim=1)) if self.normalize else x
+
+
+def _scaled(channels: int, width: float) -> int:
+    return channels if width == 1 else max(8, round(channels * width / 8) * 8)
+
+
+def to_minkowski(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Our state dict in the public checkpoints' layout: `.kernel`, 1x1x1 layers as plain matrices, bias as a row."""
+    theirs = {}
+    for name, value in weights.items():
+        if name.endswith(".bn.num_batches_tracked"):
+            continue  # the public files do not have it, and nothing reads it
+        if name.endswith(".weight") and not name.endswith(".bn.weight"):
+            name = name[: -len("weight")] + "kernel"
+            value = value[0] if len(value) == 1 else value
+        elif name == "final.bias":
+            value = value[None]
+        theirs[name] = value
+    return theirs
+
+
+def from_minkowski(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """A public checkpoint's student in our layout; the inverse of `to_minkowski`.
+
+    Known prefixes are stripped. Raises InputError naming the key for keys that no such network has.
+    """
+    ours = {}
+    for name, value in weights.items():
+        bare = name
+        while prefix := next((p for p in PREFIXES if bare.startswith(p)), None):
+            bare = bare[len(prefix) :]
+        if not bare.startswith(("conv", "bn", "block", "final")):
+            raise InputError(f"`{name}` is no layer of a Res16UNet; is this the lidar network of a checkpoint?")
+        if bare.endswith(".kernel"):
+            bare = bare[: -len("kernel")] + "weight"
+            value = value[None] if value.ndim == 2 else value
+        elif bare == "final.bias":
+            value = value.reshape(-1)
+        ours[bare] = value
+        if bare.endswith(".bn.running_var"):
+            ours[bare.replace("running_var", "num_batches_tracked")] = torch.tensor(0)
+    return ours

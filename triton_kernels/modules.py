@@ -1,0 +1,206 @@
+"""SparseTensor and the layers on it: thin modules around kernel maps and convolution."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+
+from triton_kernels import kernel_map as maps
+from triton_kernels.convolution import convolve
+from triton_kernels.coordinates import check, pack, triple
+from triton_kernels.hash_table import HashTable
+
+Size = int | tuple[int, int, int]
+
+
+class _Cache:
+    """Coordinates, tables and kernel maps of one batch, by tensor stride; shared by every layer, forward and backward."""
+
+    def __init__(self):
+        self.coordinates: dict[tuple, torch.Tensor] = {}
+        self.tables: dict[tuple, HashTable] = {}
+        self.maps: dict[tuple, maps.KernelMap] = {}
+
+    def kernel_map(self, fine: tuple, coarse: tuple, kernel: tuple, dilation: tuple) -> maps.KernelMap:
+        """The map from the coordinates at stride `fine` to those at stride `coarse`."""
+        name = (fine, coarse, kernel, dilation)
+        if name not in self.maps:
+            if fine not in self.tables:
+                self.tables[fine] = HashTable(pack(self.coordinates[fine]))
+            step = tuple(d * s for d, s in zip(dilation, fine, strict=True))
+            self.maps[name] = maps.build(
+                self.coordinates[fine], self.coordinates[coarse], kernel, step, self.tables[fine]
+            )
+        return self.maps[name]
+
+
+class SparseTensor:
+    """Features on voxels.
+
+    Args:
+        features: `[V, C]`.
+        coordinates: `[V, 4]` integers (batch, three axes), all different, multiples of the stride.
+        stride: tensor stride, one int or one per axis.
+
+    Raises ValueError or TypeError if shapes disagree, coordinates are no integers, out of range, or off the stride.
+    """
+
+    def __init__(self, features: torch.Tensor, coordinates: torch.Tensor, stride: Size = 1):
+        check(coordinates)
+        self.stride = triple(stride, "stride")
+        if features.ndim != 2 or len(features) != len(coordinates):
+            raise ValueError(
+                f"features must be [V, C] with one row a coordinate; they are {list(features.shape)} "
+                f"for {len(coordinates)} coordinates."
+            )
+        if self.stride != (1, 1, 1) and (coordinates[:, 1:] % coordinates.new_tensor(self.stride)).any():
+            raise ValueError(f"coordinates must be multiples of the stride {self.stride}.")
+        self.features = features
+        self.cache = _Cache()
+        self.cache.coordinates[self.stride] = coordinates.int()
+
+    @property
+    def coordinates(self) -> torch.Tensor:
+        """`[V, 4]` int32 (batch, three axes)."""
+        return self.cache.coordinates[self.stride]
+
+    def with_features(self, features: torch.Tensor, stride: tuple[int, int, int] | None = None) -> SparseTensor:
+        """Other features on the same coordinates (or on those that the cache holds at `stride`), with the same cache."""
+        other = object.__new__(SparseTensor)
+        other.features, other.stride, other.cache = features, stride or self.stride, self.cache
+        return other
+
+    def to(self, device: torch.device | str) -> SparseTensor:
+        """The same tensor on another device, with a fresh cache."""
+        return SparseTensor(self.features.to(device), self.coordinates.to(device), self.stride)
+
+    def __repr__(self) -> str:
+        batches = int(self.coordinates[:, 0].max()) + 1 if len(self.features) else 0
+        return (
+            f"SparseTensor({len(self.features)} voxels, {self.features.shape[1]} channels, stride {self.stride}, "
+            f"{batches} batch items, {self.features.dtype}, {self.features.device})"
+        )
+
+
+class _SparseLayer(nn.Module):
+    def __init__(self, in_channels, out_channels, kernel_size, stride, dilation, bias, fan):
+        super().__init__()
+        self.kernel_size = triple(kernel_size, "kernel_size")
+        self.stride = triple(stride, "stride")
+        self.dilation = triple(dilation, "dilation")
+        volume = math.prod(self.kernel_size)
+        bound = 1 / math.sqrt(fan * volume)
+        self.weight = nn.Parameter(torch.empty(volume, in_channels, out_channels).uniform_(-bound, bound))
+        self.bias = nn.Parameter(torch.empty(out_channels).uniform_(-bound, bound)) if bias else None
+
+    def extra_repr(self) -> str:
+        return f"{self.weight.shape[1]}, {self.weight.shape[2]}, kernel {self.kernel_size}, stride {self.stride}"
+
+    def _cast(self, x: SparseTensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Features and weight in the type that autocast asks for."""
+        if x.features.shape[1] != self.weight.shape[1]:
+            raise ValueError(f"this layer takes {self.weight.shape[1]} channels, the input has {x.features.shape[1]}.")
+        kind = x.features.device.type
+        if torch.is_autocast_enabled(kind):
+            dtype = torch.get_autocast_dtype(kind)
+            return x.features.to(dtype), self.weight.to(dtype)
+        return x.features, self.weight
+
+    def _biased(self, out: torch.Tensor) -> torch.Tensor:
+        return out if self.bias is None else out + self.bias.to(out.dtype)
+
+
+class SparseConv3d(_SparseLayer):
+    """Sparse convolution; stride 1 keeps the input's coordinates (submanifold).
+
+    Args:
+        in_channels, out_channels: C and C'.
+        kernel_size, stride, dilation: one int or one per axis.
+        bias: add a `[C']` bias.
+
+    `weight [K, C, C']`, axis 0 of the kernel varies fastest. Raises ValueError if the channels differ.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Size = 3,
+        stride: Size = 1,
+        dilation: Size = 1,
+        bias: bool = False,
+    ):
+        super().__init__(in_channels, out_channels, kernel_size, stride, dilation, bias, fan=in_channels)
+
+    def forward(self, x: SparseTensor) -> SparseTensor:
+        """`[V, C]` -> `[V', C']` at tensor stride x.stride * stride."""
+        features, weight = self._cast(x)
+        if self.stride == self.kernel_size == (1, 1, 1):
+            return x.with_features(self._biased(features @ weight[0]))
+        coarse = tuple(a * b for a, b in zip(x.stride, self.stride, strict=True))
+        if coarse not in x.cache.coordinates:
+            x.cache.coordinates[coarse] = maps.downsample(x.coordinates, coarse)
+        kernel_map = x.cache.kernel_map(x.stride, coarse, self.kernel_size, self.dilation)
+        return x.with_features(self._biased(convolve(features, weight, kernel_map)), coarse)
+
+
+class SparseConvTranspose3d(_SparseLayer):
+    """Transposed sparse convolution, back to the coordinates that the cache holds at x.stride / stride.
+
+    If it holds none, the output lies on the distinct `coarse + offset`. Arguments and errors as SparseConv3d; the
+    tensor stride must be divisible by the layer's.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Size = 2,
+        stride: Size = 2,
+        dilation: Size = 1,
+        bias: bool = False,
+    ):
+        super().__init__(in_channels, out_channels, kernel_size, stride, dilation, bias, fan=out_channels)
+
+    def forward(self, x: SparseTensor) -> SparseTensor:
+        """`[V', C]` -> `[V, C']` at tensor stride x.stride / stride."""
+        features, weight = self._cast(x)
+        if any(a % b for a, b in zip(x.stride, self.stride, strict=True)):
+            raise ValueError(f"a tensor of stride {x.stride} cannot be upsampled by {self.stride}.")
+        fine = tuple(a // b for a, b in zip(x.stride, self.stride, strict=True))
+        if fine not in x.cache.coordinates:
+            step = tuple(d * s for d, s in zip(self.dilation, fine, strict=True))
+            x.cache.coordinates[fine] = maps.reached(x.coordinates, self.kernel_size, step)
+        kernel_map = x.cache.kernel_map(fine, x.stride, self.kernel_size, self.dilation)
+        return x.with_features(self._biased(convolve(features, weight, kernel_map, transposed=True)), fine)
+
+
+class BatchNorm(nn.Module):
+    """Batch norm over all voxels of the batch. `bn` is an ordinary nn.BatchNorm1d, so SyncBatchNorm can replace it."""
+
+    def __init__(self, channels: int, momentum: float = 0.1, eps: float = 1e-5):
+        super().__init__()
+        self.bn = nn.BatchNorm1d(channels, eps=eps, momentum=momentum)
+
+    def forward(self, x: SparseTensor) -> SparseTensor:
+        """Normalised features on the same coordinates; fewer than two voxels have no variance and use the running one."""
+        if len(x.features) > 1 or not self.training:
+            return x.with_features(self.bn(x.features))
+        b = self.bn
+        return x.with_features(
+            nn.functional.batch_norm(x.features, b.running_mean, b.running_var, b.weight, b.bias, eps=b.eps)
+        )
+
+
+def cat(a: SparseTensor, b: SparseTensor) -> SparseTensor:
+    """The channels of `a`, then those of `b`; ValueError unless they share coordinates and cache."""
+    if a.cache is not b.cache or a.stride != b.stride:
+        raise ValueError(f"only tensors of the same coordinates concatenate; these are {a} and {b}.")
+    return a.with_features(torch.cat((a.features, b.features), 1))
+
+
+def to_points(x: SparseTensor, inverse: torch.Tensor) -> torch.Tensor:
+    """Features `[N, C]` of the points whose voxels are `inverse [N]`."""
+    return x.features.index_select(0, inverse)

@@ -1,0 +1,48 @@
+"""The definition of every operation, naive, in any precision. Tests compare all else with it; nothing else uses it."""
+
+import math
+from itertools import product
+
+import torch
+
+
+def kernel_offsets(kernel: tuple[int, int, int]) -> list[tuple[int, int, int]]:
+    """Offset k = i0 + K0 i1 + K0 K1 i2: odd axes centred, even axes reach forward."""
+    return [
+        tuple(i - k // 2 if k % 2 else i for i, k in zip((a, b, c), kernel, strict=True))
+        for c, b, a in product(range(kernel[2]), range(kernel[1]), range(kernel[0]))
+    ]
+
+
+def downsample(coordinates: list[tuple], stride: tuple[int, int, int]) -> list[tuple]:
+    """The distinct floor(c / s) * s, sorted."""
+    return sorted({(c[0], *(math.floor(x / s) * s for x, s in zip(c[1:], stride, strict=True))) for c in coordinates})
+
+
+def pairs(fine: list[tuple], coarse: list[tuple], kernel, step) -> list[tuple[int, int, int]]:
+    """(k, fine row, coarse row) wherever fine = coarse + offset_k * step."""
+    row = {c: i for i, c in enumerate(fine)}
+    found = []
+    for k, offset in enumerate(kernel_offsets(kernel)):
+        for j, (b, *c) in enumerate(coarse):
+            at = (b, *(x + o * s for x, o, s in zip(c, offset, step, strict=True)))
+            if at in row:
+                found.append((k, row[at], j))
+    return found
+
+
+def convolve(x: torch.Tensor, weight: torch.Tensor, found: list[tuple], n_out: int, transposed: bool = False):
+    """out[o] = sum over pairs (k, i, o) of x[i] @ W[k]; transposed: i and o change places."""
+    out = [x.new_zeros(weight.shape[2]) for _ in range(n_out)]
+    for k, i, o in found:
+        if transposed:
+            i, o = o, i
+        out[o] = out[o] + x[i] @ weight[k]
+    return torch.stack(out) if out else x.new_zeros(0, weight.shape[2])
+
+
+def voxelize(bins: torch.Tensor, batch_index: torch.Tensor) -> tuple[list[tuple], list[int], list[int]]:
+    """Sorted distinct (batch, floor(bin)), the first point of each, the voxel of each point."""
+    cells = [(int(b), *(math.floor(v) for v in row)) for b, row in zip(batch_index, bins.tolist(), strict=True)]
+    voxels = sorted(set(cells))
+    return voxels, [cells.index(v) for v in voxels], [voxels.index(c) for c in cells]
