@@ -58,10 +58,18 @@ def require_folder(path: str | Path, what: str, remedy: str) -> Path:
     return path
 
 
-def read_array(path: str | Path, dtype: str, columns: int = 1) -> np.ndarray:
+def read_text(path: str | Path) -> str:
+    """The content of a UTF-8 text file. Raises InputError if it is missing, unreadable or no such text."""
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read {path} ({error}); restore the file from the data set.") from error
+
+
+def read_array(path: str | Path, dtype: str, columns: int = 1, rows: int | None = None) -> np.ndarray:
     """Read a headerless binary file as `[rows, columns]` (`[rows]` for one column) of `dtype`.
 
-    Raises InputError if the file is missing, unreadable, or no whole number of rows long.
+    Raises InputError if the file is missing, unreadable, no whole number of rows long, or not of `rows` rows.
     """
     path = Path(path)
     try:
@@ -75,14 +83,34 @@ def read_array(path: str | Path, dtype: str, columns: int = 1) -> np.ndarray:
         raise InputError(
             f"{path} is truncated: {len(raw)} bytes is no whole number of {row}-byte rows; download it again."
         )
+    if rows is not None and len(raw) != rows * row:
+        raise InputError(
+            f"{path} has {len(raw) // row} entries for a scan of {rows} points; download the scan and this file again."
+        )
     values = np.frombuffer(raw, dtype=dtype)
     return values.reshape(-1, columns) if columns > 1 else values
+
+
+def read_points(path: str | Path, columns: int) -> np.ndarray:
+    """Read a scan of `columns` float32 a point as `[N, 4]`: x, y, z in metres, intensity as stored. N may be 0.
+
+    Raises InputError if the file cannot be used or one of the values is NaN or infinite: points are never dropped
+    behind the user's back, since labels and predictions are matched to them by row.
+    """
+    points = read_array(path, "<f4", columns)[:, :4].copy()
+    broken = np.count_nonzero(~np.isfinite(points).all(axis=1))
+    if broken:
+        raise InputError(
+            f"{path} has NaN or infinity in {broken} of its {len(points)} points; download it again, or remove them "
+            "from the scan and its labels."
+        )
+    return points
 
 
 def read_image(path: str | Path) -> np.ndarray:
     """Read an image file as RGB `[H, W, 3]` uint8. Raises InputError if it is missing or does not decode."""
     try:
         with Image.open(path) as image:
-            return np.asarray(image.convert("RGB"))
-    except (OSError, SyntaxError, ValueError) as error:  # PIL raises all three for broken files
+            return np.array(image.convert("RGB"))
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # PIL's ways to say "broken"
         raise InputError(f"cannot decode the image {path} ({error}); download it again.") from error
