@@ -31,7 +31,8 @@ def open_reader(dataset: str, root: Path | None, split: str) -> Reader:
     """
     root = root or DEFAULT_ROOTS[dataset]
     if dataset == "synthetic":
-        write_nuscenes(root / "nuscenes", SyntheticWorld())
+        if not (root / "nuscenes").is_dir():
+            write_nuscenes(root / "nuscenes", SyntheticWorld())
         return NuScenes(root / "nuscenes", split)
     remedy = (
         f"{HOW_TO_GET[dataset]} and link it there or pass --root FOLDER, "

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import sys
 import zipfile
 from collections import defaultdict
@@ -148,7 +149,7 @@ def _cached_index(folder: Path, cache: str | Path | None) -> Index:
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         pass  # no cache yet, or not ours
     if sum(file.stat().st_size for file in files) > _SLOW_TABLES:
-        print(f"indexing {folder}, which takes minutes, once ...", file=sys.stderr, flush=True)
+        print(f"indexing {folder}, once, in up to a minute ...", file=sys.stderr, flush=True)
     index = _build_index(folder)
     try:
         with atomic_write(cache) as temporary, open(temporary, "wb") as file:
@@ -234,7 +235,7 @@ def _encoded(strings: list) -> np.ndarray:
 
 def _plain_name(token: str, folder: Path) -> str:
     """`token`, which becomes a file's name elsewhere."""
-    if PurePosixPath(token).name != token:
+    if not re.fullmatch(r"[\w-]+", token):
         raise InputError(f"the tables in {folder} have the token {token!r}, no plain name; download them again.")
     return token
 

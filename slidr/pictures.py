@@ -1,0 +1,154 @@
+"""Everything that is drawn, for people: no chart without a label, no file half-written."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from skimage.segmentation import find_boundaries
+
+from data.disk import atomic_write
+from data.frame import Frame
+
+METRES = 45  # a bird's-eye picture shows this far in each direction
+
+
+@contextmanager
+def _figure(path: Path, rows: int, columns: int, size: tuple[float, float], **options) -> Iterator:
+    """Axes `[rows, columns]`; saved to `path` at the end."""
+    figure = Figure(figsize=size, layout="constrained")  # no pyplot: no global state, no display
+    yield figure.subplots(rows, columns, squeeze=False, **options)
+    with atomic_write(path) as temporary:
+        figure.savefig(temporary, dpi=110, format="png")
+
+
+def _image(axis, image: np.ndarray, title: str) -> None:
+    axis.imshow(image)
+    axis.set(xlim=(0, image.shape[1] - 1), ylim=(image.shape[0] - 1, 0), xticks=[], yticks=[])
+    axis.set_title(title, loc="left", fontsize=10)
+
+
+def _dot(image: np.ndarray, points: int) -> float:
+    return float(np.clip(6e4 / max(points, 1) / 10, 3, 14)) * (400 / max(image.shape[1], 400)) ** 0.3
+
+
+def _ground(axis, title: str) -> None:
+    axis.set(xlim=(-METRES, METRES), ylim=(-METRES, METRES), aspect="equal", xticks=[], yticks=[], facecolor="#111418")
+    axis.set_title(title, loc="left", fontsize=10)
+    axis.plot(0, 0, marker="^", color="white", markersize=5)  # the lidar
+
+
+def camera_overlay(frame: Frame, camera: int, path: Path) -> None:
+    """Camera `camera` of `frame`: its superpixels' borders, and its paired points coloured by distance."""
+    view = frame.cameras[camera]
+    seen = frame.pairs.select(frame.pairs.camera == camera)
+    distance = np.linalg.norm(frame.points[seen.point, :3], axis=1)
+    bordered = view.image.copy()
+    if view.superpixels is not None:
+        bordered[find_boundaries(view.superpixels, mode="inner")] = (255, 220, 0)
+    shape = 6 * view.image.shape[0] / view.image.shape[1]
+    with _figure(path, 1, 2, (12, shape + 0.4)) as axes:
+        count = "" if view.superpixels is None else f"{len(np.unique(view.superpixels))} superpixels"
+        _image(axes[0, 0], bordered, f"{view.name}: {count}")
+        _image(axes[0, 1], view.image, f"{len(seen):,} lidar points by distance")
+        dots = axes[0, 1].scatter(
+            seen.column, seen.row, c=distance, s=_dot(view.image, len(seen)), cmap="turbo_r", linewidths=0, vmax=50
+        )
+        axes[0, 1].figure.colorbar(dots, ax=axes[0, 1], label="m", shrink=0.8)
+
+
+def similarity(frame: Frame, camera: int, query: int, values: np.ndarray, path: Path) -> None:
+    """Cosine similarity `values [N]` of every point's feature to that of point `query`: in the image and from above."""
+    view = frame.cameras[camera]
+    seen = frame.pairs.select(frame.pairs.camera == camera)
+    here = np.flatnonzero(seen.point == query)
+    shape = 7 * view.image.shape[0] / view.image.shape[1]
+    low, high = np.quantile(values, (0.02, 0.98)) if len(values) else (0, 1)
+    style = {"cmap": "inferno", "vmin": low, "vmax": high, "linewidths": 0}
+    with _figure(path, 1, 2, (12.6, shape + 0.5), width_ratios=(7, shape)) as axes:
+        grey = np.repeat(view.image.mean(2, keepdims=True), 3, 2) / 255 * 0.6
+        _image(axes[0, 0], grey, "similarity of each point's feature to the one at the cross")
+        axes[0, 0].scatter(seen.column, seen.row, c=values[seen.point], s=_dot(view.image, len(seen)) * 1.3, **style)
+        axes[0, 0].plot(seen.column[here], seen.row[here], "x", color="cyan", markersize=13, markeredgewidth=3)
+        _ground(axes[0, 1], "the whole scan from above")
+        order = np.argsort(values)
+        dots = axes[0, 1].scatter(*frame.points[order, :2].T, c=values[order], s=1.5, **style)
+        axes[0, 1].plot(*frame.points[query, :2], "x", color="cyan", markersize=9, markeredgewidth=2)
+        axes[0, 1].figure.colorbar(dots, ax=axes[0, 1], label="cosine", shrink=0.8)
+
+
+def curves(rows: list[dict], path: Path) -> None:
+    """Losses, and mIoU where a run has any, over the steps of metrics.jsonl's `rows`."""
+    panels = {"loss": ("loss", "val_loss"), "mIoU (%)": ("val_miou",)}
+    panels = {title: names for title, names in panels.items() if any(n in row for row in rows for n in names)}
+    labels = {"loss": "training", "val_loss": "validation", "val_miou": "validation"}
+    with _figure(path, 1, len(panels), (5.5 * len(panels), 3.6)) as axes:
+        for axis, (title, names) in zip(axes[0], panels.items(), strict=True):
+            for name in names:
+                points = [(row["step"], row[name]) for row in rows if name in row]
+                if points:
+                    steps, values = np.array(points, dtype=float).T
+                    marker = "o" if name.startswith("val") else None
+                    axis.plot(steps, values * (100 if "miou" in name else 1), marker=marker, ms=4, label=labels[name])
+            axis.set(xlabel="step", ylabel=title)
+            axis.grid(alpha=0.3)
+            axis.legend(frameon=False)
+            axis.spines[["top", "right"]].set_visible(False)
+
+
+def birds_eye(
+    points: np.ndarray,
+    prediction: np.ndarray,
+    labels: np.ndarray,
+    classes: tuple[str, ...],
+    colours: np.ndarray,
+    path: Path,
+) -> None:
+    """Prediction next to ground truth from above.
+
+    Args:
+        points: `[N, 3+]` metres.
+        prediction, labels: `[N]` train ids; points without a label (0) are grey.
+        classes, colours: names and RGB uint8 `[K, 3]` by train id.
+        path: PNG to write.
+    """
+    order = np.argsort(points[:, 2])  # what is higher hides what is lower
+    points, prediction, labels = points[order], prediction[order], labels[order]
+    known = labels > 0
+    with _figure(path, 1, 2, (12.5, 5.6)) as axes:
+        for axis, ids, title in zip(axes[0], (prediction, labels), ("prediction", "ground truth"), strict=True):
+            _ground(axis, title)
+            axis.scatter(*points[~known, :2].T, s=0.6, c="#3a3f46", linewidths=0)
+            axis.scatter(*points[known, :2].T, s=3, c=colours[ids[known]] / 255, linewidths=0)
+        occurring = [i for i in np.unique(np.concatenate((prediction[known], labels[known]))) if i]
+        axes[0, 1].legend(
+            handles=[Patch(color=colours[i] / 255, label=classes[i]) for i in occurring],
+            loc="center left",
+            bbox_to_anchor=(1.01, 0.5),
+            frameon=False,
+            fontsize=9,
+        )
+
+
+def bar_chart(columns: dict[str, dict], classes: tuple[str, ...], path: Path) -> None:
+    """IoU per class and mIoU, a bar a network.
+
+    Args:
+        columns: network name -> `ConfusionMatrix.scores()`.
+        classes: class names, [0] ignored.
+        path: PNG to write.
+    """
+    names = [*classes[1:], "mIoU"]
+    width = 0.8 / len(columns)
+    with _figure(path, 1, 1, (10, 3.8)) as axes:
+        axis = axes[0, 0]
+        for i, (label, scores) in enumerate(columns.items()):
+            values = 100 * np.nan_to_num(np.array([*scores["iou"][1:], scores["miou"]]))
+            axis.bar(np.arange(len(names)) + (i - (len(columns) - 1) / 2) * width, values, width, label=label)
+        axis.set_xticks(range(len(names)), names, rotation=45, ha="right")
+        axis.set(ylabel="IoU (%)")
+        axis.grid(axis="y", alpha=0.3)
+        axis.legend(frameon=False)
+        axis.spines[["top", "right"]].set_visible(False)

@@ -1,0 +1,130 @@
+"""Files: never half-written; broken ones are one clear sentence."""
+
+import os
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from data.disk import InputError, atomic_write, read_array, read_image, read_points, read_text, require_folder
+
+
+def test_atomic_write_makes_folders_and_replaces(tmp_path):
+    target = tmp_path / "a" / "b.txt"
+    for content in ("first", "second"):
+        with atomic_write(target) as temporary:
+            temporary.write_text(content)
+            assert temporary.parent == target.parent and temporary.suffix == ".txt"
+        assert target.read_text() == content
+    assert os.listdir(target.parent) == ["b.txt"]
+    plain = tmp_path / "plain"
+    plain.touch()
+    assert target.stat().st_mode == plain.stat().st_mode
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path):
+    target = tmp_path / "b.txt"
+    target.write_text("old")
+    with pytest.raises(RuntimeError), atomic_write(target) as temporary:
+        temporary.write_text("half")
+        raise RuntimeError
+    assert target.read_text() == "old"
+    assert os.listdir(tmp_path) == ["b.txt"]
+
+
+def test_atomic_write_where_nothing_can_be_written(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="cannot write .*file/b.txt"), atomic_write(tmp_path / "file" / "b.txt"):
+        pass
+
+
+def test_disk_full_is_an_input_error(tmp_path):
+    with pytest.raises(InputError, match="No space left"), atomic_write(tmp_path / "b.txt"):
+        raise OSError(28, "No space left on device")
+    assert os.listdir(tmp_path) == []
+
+
+def test_require_folder(tmp_path):
+    assert require_folder(str(tmp_path), "data set", "get it.") == tmp_path
+    with pytest.raises(InputError, match="no data set at .*gone: get it."):
+        require_folder(tmp_path / "gone", "data set", "get it.")
+
+
+def test_read_array(tmp_path):
+    file = tmp_path / "a.bin"
+    for rows in (0, 1, 1023):
+        values = np.arange(rows * 4, dtype=np.float32).reshape(rows, 4)
+        values.tofile(file)
+        np.testing.assert_array_equal(read_array(file, "<f4", 4), values)
+        np.testing.assert_array_equal(read_array(file, "<f4", rows=4 * rows), values.ravel())
+    with pytest.raises(InputError, match="a.bin has 4092 entries for a scan of 7 points"):
+        read_array(file, "<f4", rows=7)
+    with pytest.raises(InputError, match="a.bin is truncated: 16368 bytes"):
+        read_array(file, "<f4", 5)
+    with pytest.raises(InputError, match="cannot read .*gone.bin"):
+        read_array(tmp_path / "gone.bin", "<f4")
+    with pytest.raises(InputError, match="cannot read"):
+        read_array(tmp_path, "<f4")
+
+
+@pytest.mark.parametrize("columns", [4, 5])
+def test_read_points(tmp_path, columns):
+    file = tmp_path / "a.bin"
+    values = np.random.default_rng(0).normal(size=(1023, columns)).astype(np.float32)
+    values[:, 4:] = np.nan  # the laser's number is not read
+    values.tofile(file)
+    points = read_points(file, columns)
+    np.testing.assert_array_equal(points, values[:, :4])
+    assert points.flags.writeable and points.flags.c_contiguous
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.dictionaries(st.integers(0, 49), st.tuples(st.integers(0, 3), st.sampled_from([np.nan, np.inf, -np.inf]))))
+def test_points_that_are_not_finite_are_counted(tmp_path_factory, broken):
+    file = tmp_path_factory.mktemp("scan") / "a.bin"
+    values = np.zeros((50, 4), np.float32)
+    for row, (column, value) in broken.items():
+        values[row, column] = value
+    values.tofile(file)
+    if broken:
+        with pytest.raises(InputError, match=f"a.bin has NaN or infinity in {len(broken)} of its 50 points"):
+            read_points(file, 4)
+    else:
+        assert read_points(file, 4).shape == (50, 4)
+
+
+def test_read_text(tmp_path):
+    (tmp_path / "a").write_text("straße", encoding="utf-8")
+    (tmp_path / "b").write_bytes(b"\xff\xfe\x00")
+    assert read_text(tmp_path / "a") == "straße"
+    for name in ("b", "gone"):
+        with pytest.raises(InputError, match=f"cannot read .*{name}"):
+            read_text(tmp_path / name)
+
+
+def test_read_image(tmp_path):
+    image = np.random.default_rng(0).integers(0, 256, (5, 7, 3), np.uint8)
+    Image.fromarray(image).save(tmp_path / "a.png")
+    np.testing.assert_array_equal(read_image(tmp_path / "a.png"), image)
+    Image.fromarray(image[:, :, 0]).save(tmp_path / "grey.png")
+    np.testing.assert_array_equal(read_image(tmp_path / "grey.png"), image[:, :, :1].repeat(3, 2))
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg"])
+def test_every_truncated_image_is_an_input_error(tmp_path, suffix):
+    file = tmp_path / f"a{suffix}"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)).save(file)
+    content = file.read_bytes()
+    for length in [0, 1, *range(7, len(content) - 64, 97)]:
+        file.write_bytes(content[:length])
+        with pytest.raises(InputError, match="cannot decode the image .*a"):
+            read_image(file)
+
+
+def test_no_image(tmp_path):
+    (tmp_path / "a.jpg").write_text("<html>not found</html>")
+    for name in ("a.jpg", "gone.jpg"):
+        with pytest.raises(InputError, match=f"cannot decode the image .*{name}"):
+            read_image(tmp_path / name)

@@ -1,0 +1,184 @@
+"""The image networks against the original's numbers, and every public checkpoint layout."""
+
+import hashlib
+import io
+import urllib.error
+import zlib
+
+import numpy as np
+import pytest
+import torch
+
+from data.disk import InputError, read_image
+from slidr import teachers
+from slidr.teachers import BasicBlock, Entry, ImageHead, ResNet, Teacher, load_teacher
+
+
+def seeded(state: dict[str, torch.Tensor], seed: int) -> dict[str, torch.Tensor]:
+    """The golden files' rule for the image models."""
+    weights = {}
+    for key, value in state.items():
+        shape = tuple(value.shape)
+        if "num_batches" in key:
+            weights[key] = value
+            continue
+        u = np.random.RandomState((zlib.crc32(key.encode()) + 1000003 * seed) & 0x7FFFFFFF).random_sample(shape)  # noqa: NPY002
+        if key.endswith("running_mean"):
+            u = (2 * u - 1) * 0.1
+        elif key.endswith("running_var"):
+            u = 0.5 + u
+        elif key in ("pos_embed", "cls_token") or key.endswith("bias"):
+            u = (2 * u - 1) * 0.2
+        elif len(shape) >= 2:
+            c = 6 if len(shape) == 4 and "patch_embed" not in key else 3
+            u = (2 * u - 1) * np.sqrt(c / np.prod(shape[1:]))
+        else:
+            u = (0.5 + u) * (0.3 if key.endswith("bn3.weight") else 1)
+        weights[key] = torch.from_numpy(np.float32(u))
+    return weights
+
+
+def build(name: str, **options) -> torch.nn.Module:
+    build = teachers.TEACHERS[name].build
+    return build[0](*build[1:], **options)
+
+
+@pytest.mark.parametrize(
+    ("file", "name", "options", "seed"),
+    [
+        ("C_slidr_f32", "resnet50_moco_v2", {}, 1),
+        ("C_ppkt_f32", "resnet50_moco_v2", {"dilated": False}, 1),
+        ("C_vit_f32", "vit_small_16_dino", {}, 2),
+    ],
+)
+def test_features_equal_the_original_on_seeded_weights(shared, file, name, options, seed):
+    """One real image through the dilated ResNet-50, the strided one, and ViT-S/16 at a crop it was not trained on."""
+    z = np.load(shared("golden", "step", f"{file}.npz"))
+    image = torch.from_numpy(np.load(shared("golden", "step", "C_images_f16.npz"))["input_I"][:1]).float()
+    network = build(name, **options)
+    network.load_state_dict(seeded(network.state_dict(), seed))
+    out = Teacher(network, name, "seeded")(image)
+    if "vit" in name:  # the file holds the tokens [12, 1 + n, C], the class token first
+        tokens, channels = int(z["encoder_shape"][1]), int(z["encoder_shape"][2])
+        index = z["encoder_sample_idx"]
+        here = (index < tokens * channels) & (index >= channels)
+        values = out[0].flatten(1).T.reshape(-1)[torch.from_numpy(index[here] - channels)]
+    else:
+        here = z["encoder_sample_idx"] < out.numel()
+        values = out.reshape(-1)[torch.from_numpy(z["encoder_sample_idx"][here])]
+    wanted = torch.from_numpy(z["encoder_sample_val"][here]).float()
+    assert here.sum() > 100
+    assert (values - wanted).norm() / wanted.norm() < 2e-5
+
+
+def test_the_real_vit_tells_regions_apart(shared):
+    """Loads a file of DINOv2's layout in half precision; sky and road differ more than road and road."""
+    teacher = load_teacher("dinov2_vits14", str(shared("weights", "vits14_dinov2_layout_fp16.pth")))
+    image = read_image(sorted(shared("realdata", "nuscenes2", "samples", "CAM_FRONT").glob("*.jpg"))[0])
+    x = torch.from_numpy(image.copy()).permute(2, 0, 1)[None].float() / 255
+    x = torch.nn.functional.interpolate(x, (224, 392), mode="bilinear")
+    f = torch.nn.functional.normalize(teacher(x)[0], dim=0)
+    sky, road, road_too = f[:, 2, 14], f[:, 14, 11], f[:, 14, 16]
+    assert torch.isfinite(f).all() and road @ road_too > road @ sky + 0.1
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """A small network under a name with a URL and a checksum, and the bytes of its weights."""
+    entry = (ResNet, BasicBlock, (1, 1), 8)
+    network = entry[0](*entry[1:])
+    buffer = io.BytesIO()
+    torch.save(network.state_dict(), buffer)
+    content = buffer.getvalue()
+    monkeypatch.setitem(
+        teachers.TEACHERS, "tiny", Entry(entry, "https://example.org/tiny.pth", hashlib.sha256(content).hexdigest()[:8])
+    )
+    return network, content
+
+
+class _Response(io.BytesIO):
+    headers = {"Content-Length": "1"}
+
+
+def test_a_download_is_checked_before_it_gets_its_name(small, monkeypatch, tmp_path):
+    network, content = small
+    monkeypatch.setattr("urllib.request.urlopen", lambda *_, **__: _Response(content[:-1] + b"x"))
+    with pytest.raises(InputError, match="another SHA-256"):
+        load_teacher("tiny", folder=tmp_path)
+    assert not list(tmp_path.iterdir())
+    monkeypatch.setattr("urllib.request.urlopen", lambda *_, **__: _Response(content))
+    teacher = load_teacher("tiny", folder=tmp_path)
+    assert torch.equal(teacher.network.conv1.weight, network.conv1.weight)
+    monkeypatch.setattr("urllib.request.urlopen", lambda *_, **__: pytest.fail("downloaded twice"))
+    load_teacher("tiny", folder=tmp_path)
+
+
+def test_no_network_says_what_to_do(small, monkeypatch, tmp_path):
+    def refuse(*_, **__):
+        raise urllib.error.URLError("no route")
+
+    monkeypatch.setattr("urllib.request.urlopen", refuse)
+    with pytest.raises(InputError, match=r"example.org/tiny.pth .*--teacher_weights FILE"):
+        load_teacher("tiny", folder=tmp_path)
+    with pytest.raises(InputError, match="no published SHA-256"):
+        load_teacher("resnet50_moco_v2", folder=tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("nest", "prefix", "extra"),
+    [
+        (None, "", {"fc.weight": 1}),
+        ("state_dict", "module.encoder_q.", {"module.encoder_k.conv1.weight": 1, "module.queue": 1}),
+        (None, "module.", {"module.projection_head.0.weight": 1, "module.prototypes.weight": 1}),
+        ("teacher", "module.backbone.", {"module.head.mlp.0.weight": 1}),
+    ],
+)
+def test_public_layouts_load(small, tmp_path, nest, prefix, extra):
+    network, _ = small
+    content = {prefix + key: value for key, value in network.state_dict().items() if "num_batches" not in key}
+    content |= {key: torch.zeros(1) for key in extra}
+    torch.save({nest: content} if nest else content, tmp_path / "w.pth")
+    teacher = load_teacher("tiny", str(tmp_path / "w.pth"))
+    assert torch.equal(teacher.network.layer2[0].conv2.weight, network.layer2[0].conv2.weight)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda w: w.pop("layer2.0.conv2.weight"), "lacks the key `layer2.0.conv2.weight`"),
+        (lambda w: w.update({"conv1.weight": torch.zeros(1)}), "`conv1.weight` has shape"),
+        (lambda w: w.update({"layer9.weight": torch.zeros(1)}), "unknown key `layer9.weight`"),
+    ],
+)
+def test_a_checkpoint_that_does_not_fit_names_the_key(small, tmp_path, change, words):
+    weights = dict(small[0].state_dict())
+    change(weights)
+    torch.save(weights, tmp_path / "w.pth")
+    with pytest.raises(InputError, match=words):
+        load_teacher("tiny", str(tmp_path / "w.pth"))
+
+
+def test_a_teacher_is_frozen_and_stays_in_eval_mode():
+    teacher = load_teacher("resnet_small", "random").train()
+    x = torch.rand(2, 3, 32, 48)
+    assert not teacher.network.training and not teacher(x).requires_grad
+    assert teacher(x).shape == (2, teacher.channels, 8, 12)
+    assert not any(p.requires_grad for p in teacher.parameters())
+
+
+def test_the_head_gives_unit_vectors_at_every_pixel():
+    out = ImageHead(5, 7, 4)(torch.randn(2, 5, 8, 12))
+    assert out.shape == (2, 7, 32, 48)
+    assert torch.allclose(out.norm(dim=1), torch.ones(2, 32, 48), atol=1e-5)
+
+
+def test_a_crop_that_the_patch_does_not_divide():
+    network = teachers.VisionTransformer(16, 1, 2, 14, 28, True)
+    with pytest.raises(InputError, match=r"patch of 14 pixels; set --crop to e.g. \[28, 42\]"):
+        network(torch.zeros(1, 3, 30, 42))
+
+
+def test_an_unknown_teacher():
+    with pytest.raises(InputError, match="known are resnet50_imagenet"):
+        load_teacher("resnet51")
