@@ -6,7 +6,7 @@ from data.disk import require_folder
 from data.frame import Reader
 from data.nuscenes import NuScenes
 from data.semantic_kitti import SemanticKitti
-from data.synthetic import SyntheticWorld, write_nuscenes
+from data.synthetic import VERSION, SyntheticWorld, write_nuscenes
 
 DEFAULT_ROOTS = {
     "synthetic": Path("datasets/synthetic"),
@@ -31,7 +31,7 @@ def open_reader(dataset: str, root: Path | None, split: str) -> Reader:
     """
     root = root or DEFAULT_ROOTS[dataset]
     if dataset == "synthetic":
-        if not (root / "nuscenes").is_dir():
+        if not (root / "nuscenes" / VERSION).is_dir():
             write_nuscenes(root / "nuscenes", SyntheticWorld())
         return NuScenes(root / "nuscenes", split)
     remedy = (
