@@ -1,6 +1,6 @@
 """Augmentations of cloud and images that keep the point-pixel pairs right (supplement, section A).
 
-Parameters are drawn in one place and applied in another, so that a run is reproducible by seed and a test can impose them.
+Parameters are drawn in one place and applied in another: a run is reproducible by seed, a test can impose them.
 Every draw is bounded: what cannot succeed ends as the whole image, or as no cuboid.
 """
 

@@ -1,5 +1,6 @@
 """One door to every data set: its name -> its Reader."""
 
+import os
 from pathlib import Path
 
 from data.disk import require_folder
@@ -32,7 +33,7 @@ def open_reader(dataset: str, root: Path | None, split: str) -> Reader:
     root = root or DEFAULT_ROOTS[dataset]
     if dataset == "synthetic":
         if not (root / "nuscenes" / VERSION).is_dir():
-            write_nuscenes(root / "nuscenes", SyntheticWorld())
+            write_nuscenes(root / "nuscenes", SyntheticWorld(), workers=os.cpu_count() or 1)
         return NuScenes(root / "nuscenes", split)
     remedy = (
         f"{HOW_TO_GET[dataset]} and link it there or pass --root FOLDER, "

@@ -121,12 +121,15 @@ def _scaled(channels: int, width: float) -> int:
     return channels if width == 1 else max(8, round(channels * width / 8) * 8)
 
 
+UNREAD = ".num_batches_tracked"  # a fixed momentum never reads it; the public checkpoints, and ours, lack it
+
+
 def to_minkowski(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Our state dict in the public checkpoints' layout: `.kernel`, 1x1x1 layers as plain matrices, bias as a row."""
     theirs = {}
     for name, value in weights.items():
-        if name.endswith(".bn.num_batches_tracked"):
-            continue  # the public files do not have it, and nothing reads it
+        if name.endswith(UNREAD):
+            continue
         if name.endswith(".weight") and not name.endswith(".bn.weight"):
             name = name[: -len("weight")] + "kernel"
             value = value[0] if len(value) == 1 else value
@@ -153,7 +156,6 @@ def from_minkowski(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
             value = value[None] if value.ndim == 2 else value
         elif bare == "final.bias":
             value = value.reshape(-1)
-        ours[bare] = value
-        if bare.endswith(".bn.running_var"):
-            ours[bare.replace("running_var", "num_batches_tracked")] = torch.tensor(0)
+        if not bare.endswith(UNREAD):
+            ours[bare] = value
     return ours

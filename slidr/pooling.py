@@ -1,4 +1,4 @@
-"""Mean of features by superpixel: torch-scatter where it is installed, torch's own index_add elsewhere, equal results."""
+"""Mean of features by superpixel: by torch-scatter where it is installed, else by torch's own index_add."""
 
 import torch
 
@@ -33,9 +33,10 @@ def mean_by_id(values: torch.Tensor, ids: torch.Tensor, n: int) -> tuple[torch.T
 
 
 def superpixel_rows(superpixels: torch.Tensor) -> tuple[torch.Tensor, int]:
-    """Superpixel maps `[I, h, w]` (ids per image, any number) -> one row number per pixel, unique over images, and their count.
+    """One row number per pixel `[I, h, w]`, unique over images, and how many there are.
 
-    Rows run from image to image and, inside an image, up to its own largest id: no fixed stride, nothing bleeds over.
+    From superpixel maps `[I, h, w]` with any number of ids an image: rows run on from image to image by each image's
+    own largest id, so that nothing bleeds over.
     """
     if superpixels.numel() == 0:
         return superpixels.long(), 0

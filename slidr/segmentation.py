@@ -66,9 +66,11 @@ class ConfusionMatrix:
         Points of label 0 count nowhere. `code_compatible_miou` is what the published code prints in the end: class 0
         is not masked out of the points, and a class that is absent counts as 1.
         """
-        iou = _iou(self.counts[1:, 1:])
+        known = self.counts.clone()
+        known[0] = 0  # points without a label; a labelled point predicted as 0 stays a miss
+        iou = _iou(known)[1:]
         code = torch.nan_to_num(_iou(self.counts)[1:], nan=1.0)
-        labelled = self.counts[1:, 1:].sum(1).double()
+        labelled = known[1:].sum(1).double()
         seen = ~torch.isnan(iou)
         return {
             "iou": [float("nan"), *iou.tolist()],

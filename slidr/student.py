@@ -8,7 +8,7 @@ from torch import nn
 
 from data.disk import InputError, atomic_write
 from data.frame import Batch
-from slidr.minkunet import MinkUNet
+from slidr.minkunet import UNREAD, MinkUNet
 from triton_kernels import CartesianGrid, CylindricalGrid, SparseTensor, Voxels, voxelize
 
 HEAD = "final."  # the last layer: the shared feature space in pretraining, the classes downstream
@@ -79,10 +79,14 @@ def save_student(path: Path, student: Student, stage: str, classes: tuple[str, .
         "stage": stage,
         "spec": student.spec.model_dump(mode="json"),
         "classes": list(classes),
-        "weights": {name: value.cpu() for name, value in student.network.state_dict().items()},
+        "weights": _weights(student),
     }
     with atomic_write(path) as temporary:
         torch.save(content, temporary)
+
+
+def _weights(student: Student) -> dict[str, torch.Tensor]:
+    return {name: value.cpu() for name, value in student.network.state_dict().items() if not name.endswith(UNREAD)}
 
 
 def read_checkpoint(path: Path) -> dict:
@@ -112,7 +116,7 @@ def load_weights(student: Student, content: dict, path: Path, with_head: bool) -
                 f"{path} was trained with {name} {theirs[name]}, this run has {value}; "
                 f"drop --{name} or choose other --weights."
             )
-    weights, own = dict(content["weights"]), student.network.state_dict()
+    weights, own = content["weights"], _weights(student)
     if not with_head:
         weights = {k: v for k, v in weights.items() if not k.startswith(HEAD)}
         own = {k: v for k, v in own.items() if not k.startswith(HEAD)}

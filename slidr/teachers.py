@@ -188,14 +188,14 @@ class VisionTransformer(nn.Module):
         return torch.cat((self.pos_embed[:, :1], patches.flatten(2).transpose(1, 2)), 1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """`[B, 3, h, w]` normalised -> `[B, channels, h / patch, w / patch]`; InputError unless the patch divides both."""
-        if x.shape[2] % self.stride or x.shape[3] % self.stride:
+        """`[B, 3, h, w]` normalised -> `[B, channels, h / patch, w / patch]`; InputError unless patches fill it."""
+        rows, columns = (side // self.stride for side in x.shape[2:])
+        if x.shape[2:] != (rows * self.stride, columns * self.stride):
             raise InputError(
                 f"the crop {x.shape[2]} x {x.shape[3]} is no multiple of this teacher's patch of {self.stride} pixels; "
-                f"set --crop to e.g. [{x.shape[2] // self.stride * self.stride}, {x.shape[3] // self.stride * self.stride}]."
+                f"set --crop to e.g. [{rows * self.stride}, {columns * self.stride}]."
             )
         x = self.patch_embed.proj(x)
-        rows, columns = x.shape[2:]
         x = torch.cat((self.cls_token.expand(len(x), -1, -1), x.flatten(2).transpose(1, 2)), 1)
         x = x + self._positions(rows, columns)
         for block in self.blocks:

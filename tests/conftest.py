@@ -3,12 +3,15 @@
 import os
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = Path(os.environ.get("SLIDR_SHARED", ROOT.parent / "shared"))
 
+hypothesis.settings.register_profile("slidr", deadline=None)  # a busy machine is no failure
+hypothesis.settings.load_profile("slidr")
 torch.set_num_threads(1)  # two OpenMP threads beside another busy process collapse
 
 

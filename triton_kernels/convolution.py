@@ -1,4 +1,4 @@
-"""Sparse convolution: output = sum over offsets k, over the pairs (in, out) of k, of x[in] @ W[k]; and its gradients."""
+"""Sparse convolution: the sum over offsets k, over the pairs (in, out) of k, of x[in] @ W[k]; and its gradients."""
 
 import torch
 

@@ -16,7 +16,7 @@ Size = int | tuple[int, int, int]
 
 
 class _Cache:
-    """Coordinates, tables and kernel maps of one batch, by tensor stride; shared by every layer, forward and backward."""
+    """Coordinates, tables and kernel maps of one batch, by tensor stride; shared by every layer."""
 
     def __init__(self):
         self.coordinates: dict[tuple, torch.Tensor] = {}
@@ -67,7 +67,7 @@ class SparseTensor:
         return self.cache.coordinates[self.stride]
 
     def with_features(self, features: torch.Tensor, stride: tuple[int, int, int] | None = None) -> SparseTensor:
-        """Other features on the same coordinates (or on those that the cache holds at `stride`), with the same cache."""
+        """Other features on the same coordinates (or on those that the cache holds at `stride`), same cache."""
         other = object.__new__(SparseTensor)
         other.features, other.stride, other.cache = features, stride or self.stride, self.cache
         return other
@@ -185,7 +185,7 @@ class BatchNorm(nn.Module):
         self.bn = nn.BatchNorm1d(channels, eps=eps, momentum=momentum)
 
     def forward(self, x: SparseTensor) -> SparseTensor:
-        """Normalised features on the same coordinates; fewer than two voxels have no variance and use the running one."""
+        """Normalised features; fewer than two voxels have no variance of their own and take the running one."""
         if len(x.features) > 1 or not self.training:
             return x.with_features(self.bn(x.features))
         b = self.bn

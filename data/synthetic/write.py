@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 import multiprocessing
+import os
 import shutil
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
@@ -119,7 +120,7 @@ def _scan(scene: Scene, pose: np.ndarray, azimuths: int, elevations: tuple[float
 
 
 def _photograph(scene: Scene, pose: np.ndarray, intrinsics: np.ndarray, size: tuple[int, int]):
-    """Image `[h, w, 3]` uint8 of a camera at `pose` (camera -> world), and the material `[h, w]` at each pixel, -1 = sky."""
+    """Image `[h, w, 3]` uint8 of a camera at `pose` (camera -> world), and each pixel's material `[h, w]`, -1 = sky."""
     v, u = np.meshgrid(np.arange(size[0]), np.arange(size[1]), indexing="ij")
     rays = np.stack((u.ravel(), v.ravel(), np.ones(u.size)), 1) @ np.linalg.inv(intrinsics).T
     rays = (rays / np.linalg.norm(rays, axis=1, keepdims=True)) @ pose[:3, :3].T
@@ -393,6 +394,7 @@ def _run(work, jobs: list, workers: int, title: str) -> None:
         for _ in tqdm(map(work, jobs), **progress):
             pass
         return
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # read by the new processes: one core each
     with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
         for _ in tqdm(pool.map(work, jobs), **progress):
             pass

@@ -22,7 +22,7 @@ def seeded(state: dict[str, torch.Tensor], seed: int) -> dict[str, torch.Tensor]
         if "num_batches" in key:
             weights[key] = value
             continue
-        u = np.random.RandomState((zlib.crc32(key.encode()) + 1000003 * seed) & 0x7FFFFFFF).random_sample(shape)  # noqa: NPY002
+        u = np.random.RandomState((zlib.crc32(key.encode()) + 1000003 * seed) & 0x7FFFFFFF).random_sample(shape)
         if key.endswith("running_mean"):
             u = (2 * u - 1) * 0.1
         elif key.endswith("running_var"):

@@ -1,4 +1,4 @@
-"""Every layer and network of the original engine, outputs and gradients (golden files made with MinkowskiEngine 0.5.4)."""
+"""Every layer and network of the original engine (MinkowskiEngine 0.5.4): outputs and gradients."""
 
 import json
 import zlib
