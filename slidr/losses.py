@@ -27,7 +27,8 @@ def superpixel_infonce(
         pairs: point = row of point_features, camera = image, row and column of its pixel.
         temperature: of the softmax.
 
-    Returns the scalar loss (zero, with a gradient of zero, if there are no pairs) and counts for the log.
+    Returns the scalar loss (zero, with a gradient of zero, if there are no pairs) and numbers for the log: occupied
+    superpixels, pairs, and the share of superpoints nearest to their own superpixel.
     """
     rows, n = superpixel_rows(superpixels)
     k, points = mean_by_id(point_features[pairs.point], rows[pairs.camera, pairs.row, pairs.column], n)
@@ -36,7 +37,8 @@ def superpixel_infonce(
     k, q = k[occupied], q[occupied]
     numbers = {"superpixels": len(k), "pairs": len(pairs)}
     if len(k) == 0:
-        return (point_features.sum() + pixel_features.sum()) * 0.0, numbers
-    logits = k @ q.T / temperature
+        return (point_features.sum() + pixel_features.sum()) * 0.0, numbers | {"accuracy": 0.0}
+    with torch.autocast(k.device.type, enabled=False):  # bfloat16's three digits are too few at this temperature
+        logits = k @ q.T / temperature
     target = torch.arange(len(k), device=k.device)
-    return F.cross_entropy(logits, target), numbers
+    return F.cross_entropy(logits, target), numbers | {"accuracy": float((logits.argmax(1) == target).float().mean())}

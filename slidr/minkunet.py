@@ -54,6 +54,8 @@ class MinkUNet(nn.Module):
         normalize: L2-normalise each voxel's output.
         width: multiplies all planes and the stem, rounded to multiples of 8.
         planes, stem, stem_kernel: channels of the eight levels and of the stem, and the stem's kernel size.
+
+    Raises InputError for an architecture that BLOCKS does not have.
     """
 
     def __init__(
@@ -69,6 +71,8 @@ class MinkUNet(nn.Module):
         stem_kernel: int = 3,
     ):
         super().__init__()
+        if architecture not in BLOCKS:
+            raise InputError(f"there is no architecture `{architecture}`; choose one of {', '.join(BLOCKS)}.")
         planes, stem = tuple(_scaled(p, width) for p in planes), _scaled(stem, width)
         self.normalize = normalize
         self.conv0p1s1 = SparseConv3d(in_channels, stem, stem_kernel)
@@ -149,7 +153,7 @@ def from_minkowski(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         bare = name
         while prefix := next((p for p in PREFIXES if bare.startswith(p)), None):
             bare = bare[len(prefix) :]
-        if not bare.startswith(("conv", "bn", "block", "final")):
+        if not bare.startswith(("conv", "bn", "block", "final")) or not isinstance(value, torch.Tensor):
             raise InputError(f"`{name}` is no layer of a Res16UNet; is this the lidar network of a checkpoint?")
         if bare.endswith(".kernel"):
             bare = bare[: -len("kernel")] + "weight"

@@ -61,22 +61,27 @@ class ConfusionMatrix:
         self.counts += torch.bincount(labels.long() * n + prediction.long(), minlength=n * n).reshape(n, n).cpu()
 
     def scores(self) -> dict:
-        """`iou` per class (nan if a class is neither labelled nor predicted; [0] always nan), `miou` over the others.
+        """Scores in 0..1 over the labelled points; those of label 0 count nowhere.
 
-        Points of label 0 count nowhere. `code_compatible_miou` is what the published code prints in the end: class 0
-        is not masked out of the points, and a class that is absent counts as 1.
+        Returns:
+            iou: per class; nan for class 0 and for a class that is neither labelled nor predicted.
+            miou: mean IoU of the classes that are not nan.
+            fwiou: IoU weighted by how often each class is labelled.
+            accuracy: share of labelled points that are right.
+            code_compatible_miou: the published code counts a class that occurs nowhere as 1. It also lets the network
+                predict class 0: its very figure comes of `logits.argmax(1)` in place of `predict(logits)`.
         """
         known = self.counts.clone()
         known[0] = 0  # points without a label; a labelled point predicted as 0 stays a miss
         iou = _iou(known)[1:]
-        code = torch.nan_to_num(_iou(self.counts)[1:], nan=1.0)
         labelled = known[1:].sum(1).double()
-        seen = ~torch.isnan(iou)
+        total = labelled.sum()  # 0 if nothing is labelled: every score is nan then
         return {
             "iou": [float("nan"), *iou.tolist()],
-            "miou": float(iou[seen].mean()) if seen.any() else float("nan"),
-            "fwiou": float((iou * labelled)[seen].sum() / labelled.sum()) if labelled.sum() else float("nan"),
-            "code_compatible_miou": float(code.mean()),
+            "miou": float(iou.nanmean()),
+            "fwiou": float((iou * labelled).nansum() / total),
+            "accuracy": float(known.diagonal().sum() / total),
+            "code_compatible_miou": float(iou.nan_to_num(nan=1.0).mean()),
         }
 
 

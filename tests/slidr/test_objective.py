@@ -44,8 +44,16 @@ def test_pooling_sums_half_precision_in_float32():
 def test_superpixel_rows_never_bleed_into_the_next_image():
     maps = torch.tensor([[[0, 400], [0, 0]], [[0, 1], [2, 2]]])  # the published code's stride of 150 fails here
     rows, n = superpixel_rows(maps)
-    assert n == 401 + 3
-    assert not set(rows[0].flatten().tolist()) & set(rows[1].flatten().tolist())
+    assert rows.tolist() == [[[0, 1], [0, 0]], [[2, 3], [4, 4]]] and n == 5
+
+
+@settings(max_examples=20)
+@given(st.integers(0, 10**6), st.sampled_from([1, 150, 2**31 - 1]), st.integers(0, 3))
+def test_superpixel_rows_name_each_image_and_id_once(seed, largest, images):
+    maps = torch.randint(0, largest, (images, 5, 7), generator=torch.Generator().manual_seed(seed), dtype=torch.int32)
+    rows, n = superpixel_rows(maps)
+    named = [(i, int(v)) for i in range(images) for v in maps[i].flatten()]
+    assert [sorted(set(named))[row] for row in rows.flatten()] == named and n == len(set(named))
 
 
 def test_infonce_by_hand():
@@ -58,14 +66,27 @@ def test_infonce_by_hand():
     q = torch.stack((pixels[0, :, 0].mean(1), pixels[0, :, 1].mean(1)))
     logits = k @ q.T / 0.5
     expected = -(logits.diagonal() - logits.logsumexp(1)).mean()
-    assert torch.allclose(loss, expected) and numbers == {"superpixels": 2, "pairs": 3}
+    assert torch.allclose(loss, expected) and numbers == {"superpixels": 2, "pairs": 3, "accuracy": 1.0}
+    swapped = tensors([2, 2, 0], [0] * 3, [0, 0, 1], [0, 1, 1])  # each superpoint now lies nearer the other superpixel
+    assert superpixel_infonce(points, pixels, maps, swapped, 0.5)[1]["accuracy"] == 0
+
+
+def test_infonce_is_float32_under_autocast():
+    torch.manual_seed(0)
+    points, pixels = F.normalize(torch.randn(40, 8)), F.normalize(torch.randn(2, 8, 4, 6))
+    pairs = tensors(range(40), np.arange(40) % 2, np.arange(40) % 4, np.arange(40) % 6)
+    inputs = points, pixels, torch.arange(24).reshape(1, 4, 6).expand(2, 4, 6), pairs, 0.07
+    wanted, _ = superpixel_infonce(*inputs)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert superpixel_infonce(*inputs)[0] == wanted
 
 
 def test_infonce_without_pairs_is_zero_and_still_backpropagates():
     points, pixels = torch.randn(4, 2, requires_grad=True), torch.randn(1, 2, 2, 2, requires_grad=True)
     loss, numbers = superpixel_infonce(points, pixels, torch.zeros(1, 2, 2, dtype=torch.int64), tensors(*[[]] * 4), 0.1)
     loss.backward()
-    assert loss == 0 and numbers["superpixels"] == 0 and (points.grad == 0).all() and (pixels.grad == 0).all()
+    assert loss == 0 and (points.grad == 0).all() and (pixels.grad == 0).all()
+    assert numbers == {"superpixels": 0, "pairs": 0, "accuracy": 0.0}
 
 
 def test_infonce_gradcheck():
@@ -85,8 +106,9 @@ def test_the_originals_loss_from_its_pooled_features(shared):
     k, q = torch.from_numpy(z["k"]).double(), torch.from_numpy(z["q"]).double()
     n = len(k)
     pairs = tensors(range(n), [0] * n, [0] * n, range(n))
-    loss, _ = superpixel_infonce(k, q.T.reshape(1, 64, 1, n), torch.arange(n).reshape(1, 1, n), pairs, 0.07)
+    loss, numbers = superpixel_infonce(k, q.T.reshape(1, 64, 1, n), torch.arange(n).reshape(1, 1, n), pairs, 0.07)
     assert abs(float(loss) - float(z["loss"])) < 1e-5
+    assert abs(numbers["accuracy"] - float(z["argmax_acc"])) < 0.5 / n
 
 
 def test_the_originals_superpixels_are_counted_alike(shared):
@@ -144,6 +166,8 @@ def test_scores_equal_the_original(shared, n):
     seen = ~np.isnan(scores["iou"])
     stored = np.concatenate(([np.nan], z[f"n{n}_IoU_ign0"].astype(float)[-(n - 1) :]))
     assert seen.sum() > 10 and np.allclose(np.array(scores["iou"])[seen], stored[seen], atol=1e-5)
+    assert np.isclose(scores["miou"], stored[seen].mean(), atol=1e-6)
+    assert np.isclose(scores["code_compatible_miou"], z[f"n{n}_mIoU_ign0"], atol=1e-6)  # the predictions include 0
 
 
 def test_scores_by_hand():
@@ -152,8 +176,18 @@ def test_scores_by_hand():
     scores = confusion.scores()
     assert np.allclose(scores["iou"], [np.nan, 2 / 3, 1 / 2, np.nan], equal_nan=True)  # class 3 does not occur
     assert np.isclose(scores["miou"], (2 / 3 + 1 / 2) / 2)
-    # the published code counts the unlabelled point against class 1, and the absent class as 1
-    assert np.isclose(scores["code_compatible_miou"], (2 / 4 + 1 / 2 + 1) / 3)
+    assert np.isclose(scores["fwiou"], (3 * 2 / 3 + 1 * 1 / 2) / 4) and np.isclose(scores["accuracy"], 3 / 4)
+    # the published code counts the absent class as 1
+    assert np.isclose(scores["code_compatible_miou"], (2 / 3 + 1 / 2 + 1) / 3)
+
+
+def test_a_labelled_point_predicted_as_0_is_a_miss_and_nothing_labelled_has_no_score():
+    confusion = ConfusionMatrix(3)
+    confusion.update(torch.tensor([1, 0, 2]), torch.tensor([1, 1, 2]))
+    assert confusion.scores()["iou"][1:] == [0.5, 1] and np.isclose(confusion.scores()["accuracy"], 2 / 3)
+    empty = ConfusionMatrix(3)
+    empty.update(torch.tensor([1, 2]), torch.tensor([0, 0]))
+    assert np.isnan([*empty.scores()["iou"], *(empty.scores()[k] for k in ("miou", "fwiou", "accuracy"))]).all()
 
 
 @settings(max_examples=20)

@@ -8,10 +8,13 @@ import zlib
 import numpy as np
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from data.disk import InputError, read_image
-from slidr import teachers
-from slidr.teachers import BasicBlock, Entry, ImageHead, ResNet, Teacher, load_teacher
+from slidr.teachers import TEACHERS, ImageHead, Teacher, load_teacher, weights
+from slidr.teachers.resnet import BasicBlock, ResNet
+from slidr.teachers.vit import VisionTransformer
+from slidr.teachers.weights import Entry
 
 
 def seeded(state: dict[str, torch.Tensor], seed: int) -> dict[str, torch.Tensor]:
@@ -30,7 +33,7 @@ def seeded(state: dict[str, torch.Tensor], seed: int) -> dict[str, torch.Tensor]
         elif key in ("pos_embed", "cls_token") or key.endswith("bias"):
             u = (2 * u - 1) * 0.2
         elif len(shape) >= 2:
-            c = 6 if len(shape) == 4 and "patch_embed" not in key else 3
+            c = 6 if len(shape) == 4 and not key.startswith(("patch_embed", "decoder")) else 3
             u = (2 * u - 1) * np.sqrt(c / np.prod(shape[1:]))
         else:
             u = (0.5 + u) * (0.3 if key.endswith("bn3.weight") else 1)
@@ -39,7 +42,7 @@ def seeded(state: dict[str, torch.Tensor], seed: int) -> dict[str, torch.Tensor]
 
 
 def build(name: str, **options) -> torch.nn.Module:
-    build = teachers.TEACHERS[name].build
+    build = TEACHERS[name].build
     return build[0](*build[1:], **options)
 
 
@@ -91,7 +94,7 @@ def small(monkeypatch):
     torch.save(network.state_dict(), buffer)
     content = buffer.getvalue()
     monkeypatch.setitem(
-        teachers.TEACHERS, "tiny", Entry(entry, "https://example.org/tiny.pth", hashlib.sha256(content).hexdigest()[:8])
+        TEACHERS, "tiny", Entry(entry, "https://example.org/tiny.pth", hashlib.sha256(content).hexdigest())
     )
     return network, content
 
@@ -103,7 +106,7 @@ class _Response(io.BytesIO):
 def test_a_download_is_checked_before_it_gets_its_name(small, monkeypatch, tmp_path):
     network, content = small
     monkeypatch.setattr("urllib.request.urlopen", lambda *_, **__: _Response(content[:-1] + b"x"))
-    with pytest.raises(InputError, match="another SHA-256"):
+    with pytest.raises(InputError, match="SHA-256 .* thrown away"):
         load_teacher("tiny", folder=tmp_path)
     assert not list(tmp_path.iterdir())
     monkeypatch.setattr("urllib.request.urlopen", lambda *_, **__: _Response(content))
@@ -113,16 +116,37 @@ def test_a_download_is_checked_before_it_gets_its_name(small, monkeypatch, tmp_p
     load_teacher("tiny", folder=tmp_path)
 
 
+class _Broken(_Response):
+    def read1(self, *_):
+        raise TimeoutError("timed out")
+
+
 def test_no_network_says_what_to_do(small, monkeypatch, tmp_path):
     def refuse(*_, **__):
         raise urllib.error.URLError("no route")
 
-    monkeypatch.setattr("urllib.request.urlopen", refuse)
-    with pytest.raises(InputError, match=r"example.org/tiny.pth .*--teacher_weights FILE"):
+    for answer in (refuse, lambda *_, **__: _Broken()):
+        monkeypatch.setattr("urllib.request.urlopen", answer)
+        with pytest.raises(InputError, match=r"cannot download .*example.org/tiny.pth .*--teacher_weights FILE"):
+            load_teacher("tiny", folder=tmp_path)
+        assert not list(tmp_path.iterdir())
+
+
+def test_a_server_that_trickles_is_given_up(small, monkeypatch, tmp_path):
+    monkeypatch.setattr("urllib.request.urlopen", lambda *_, **__: _Response(small[1]))
+    monkeypatch.setattr(weights, "DOWNLOAD_SECONDS", -1)
+    with pytest.raises(InputError, match="not complete after"):
         load_teacher("tiny", folder=tmp_path)
-    with pytest.raises(InputError, match="no published SHA-256"):
-        load_teacher("resnet50_moco_v2", folder=tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_nothing_is_downloaded_without_a_checksum(monkeypatch, tmp_path):
+    monkeypatch.setattr("urllib.request.urlopen", lambda *_, **__: pytest.fail("downloaded"))
+    for name, entry in TEACHERS.items():
+        assert entry.sha256 is None or len(bytes.fromhex(entry.sha256)) == 32
+        if entry.url and not entry.sha256:
+            with pytest.raises(InputError, match=r"no published SHA-256.* fetch https://.* --teacher_weights FILE"):
+                load_teacher(name, folder=tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -143,11 +167,34 @@ def test_public_layouts_load(small, tmp_path, nest, prefix, extra):
     assert torch.equal(teacher.network.layer2[0].conv2.weight, network.layer2[0].conv2.weight)
 
 
+@pytest.mark.parametrize("layer_scale", [False, True], ids=["DINO", "DINOv2"])
+def test_transformer_checkpoints_load_by_their_public_keys(monkeypatch, tmp_path, layer_scale):
+    """In half precision, with the mask token that DINOv2's files have."""
+    monkeypatch.setitem(TEACHERS, "tiny", Entry((VisionTransformer, 16, 1, 2, 14, 28, layer_scale)))
+    linear = {"attn.qkv": (48, 16), "attn.proj": (16, 16), "mlp.fc1": (64, 16), "mlp.fc2": (16, 64)}
+    shapes = {"cls_token": (1, 1, 16), "pos_embed": (1, 5, 16), "patch_embed.proj.weight": (16, 3, 14, 14)}
+    shapes |= {f"blocks.0.{key}.weight": shape for key, shape in linear.items()}
+    shapes |= {f"blocks.0.{key}.bias": shape[:1] for key, shape in linear.items()}
+    shapes |= {
+        f"{key}.{part}": (16,) for key in ("blocks.0.norm1", "blocks.0.norm2", "norm") for part in ("weight", "bias")
+    }
+    shapes |= {"patch_embed.proj.bias": (16,), "mask_token": (1, 16)}
+    shapes |= {f"blocks.0.{key}.gamma": (16,) for key in ("ls1", "ls2") if layer_scale}
+    content = {key: torch.randn(shape).half() for key, shape in shapes.items()}
+    torch.save(content, tmp_path / "w.pth")
+    loaded = load_teacher("tiny", str(tmp_path / "w.pth")).network.state_dict()
+    assert loaded.keys() == content.keys() - {"mask_token"}
+    assert all(
+        value.dtype == torch.float32 and torch.equal(value, content[key].float()) for key, value in loaded.items()
+    )
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
         (lambda w: w.pop("layer2.0.conv2.weight"), "lacks the key `layer2.0.conv2.weight`"),
         (lambda w: w.update({"conv1.weight": torch.zeros(1)}), "`conv1.weight` has shape"),
+        (lambda w: w.update({"conv1.weight": 3}), "lacks the key `conv1.weight`"),
         (lambda w: w.update({"layer9.weight": torch.zeros(1)}), "unknown key `layer9.weight`"),
     ],
 )
@@ -167,6 +214,21 @@ def test_a_teacher_is_frozen_and_stays_in_eval_mode():
     assert not any(p.requires_grad for p in teacher.parameters())
 
 
+def test_random_weights_are_the_same_whatever_the_runs_seed():
+    torch.manual_seed(1)
+    one = load_teacher("resnet_small", "random")
+    following = torch.rand(1)
+    torch.manual_seed(1)
+    assert torch.rand(1) == following  # the run's own random numbers are not touched
+    assert torch.equal(one.network.conv1.weight, load_teacher("resnet_small", "random").network.conv1.weight)
+
+
+def test_the_demo_teacher_is_cheap():
+    with FlopCounterMode(display=False) as counter:
+        assert load_teacher("resnet_small", "random")(torch.rand(1, 3, 112, 208)).shape == (1, 64, 28, 52)
+    assert counter.get_total_flops() < 1.5e9
+
+
 def test_the_head_gives_unit_vectors_at_every_pixel():
     out = ImageHead(5, 7, 4)(torch.randn(2, 5, 8, 12))
     assert out.shape == (2, 7, 32, 48)
@@ -174,7 +236,7 @@ def test_the_head_gives_unit_vectors_at_every_pixel():
 
 
 def test_a_crop_that_the_patch_does_not_divide():
-    network = teachers.VisionTransformer(16, 1, 2, 14, 28, True)
+    network = VisionTransformer(16, 1, 2, 14, 28, True)
     with pytest.raises(InputError, match=r"patch of 14 pixels; set --crop to e.g. \[28, 42\]"):
         network(torch.zeros(1, 3, 30, 42))
 

@@ -1,0 +1,175 @@
+"""Which teachers there are, where their weights come from, and how a file of any public layout gets into a network."""
+
+import hashlib
+import http.client
+import time
+import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from data.disk import InputError, atomic_write
+from slidr.teachers.resnet import BasicBlock, Bottleneck, ResNet
+from slidr.teachers.vit import VisionTransformer
+
+DOWNLOAD_SECONDS = 3600
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One teacher by name.
+
+    build: architecture and its arguments; then the weights' address and the SHA-256 of the file. Where no SHA-256 is
+    known from several independent sources nothing is downloaded: the user fetches the file himself.
+    """
+
+    build: tuple
+    url: str | None = None
+    sha256: str | None = None
+
+    def where(self, folder: Path) -> str:
+        """Where its weights are, for `run.py env`."""
+        if self.url is None:
+            return "no public weights: --teacher_weights random or FILE"
+        file = folder / self.url.rsplit("/", 1)[1]
+        if file.exists():
+            return f"in {file}"
+        return f"downloaded from {self.url} on first use" if self.sha256 else f"fetch {self.url} to {file}"
+
+
+_META = "https://dl.fbaipublicfiles.com"
+_RESNET50 = (ResNet, Bottleneck, (3, 4, 6, 3))
+_S, _B, _L = (384, 12, 6), (768, 12, 12), (1024, 24, 16)
+TEACHERS = {
+    "resnet50_imagenet": Entry(
+        _RESNET50,
+        "https://download.pytorch.org/models/resnet50-0676ba61.pth",
+        "0676ba61b6795bbe1773cffd859882e5e297624d384b6993f7c9e683e722fb8a",
+    ),
+    # of MoCo's files only MD5s are published, and only their first digits: v2 a04e12f8, v1 b251726a
+    "resnet50_moco_v2": Entry(_RESNET50, f"{_META}/moco/moco_checkpoints/moco_v2_800ep/moco_v2_800ep_pretrain.pth.tar"),
+    "resnet50_moco_v1": Entry(_RESNET50, f"{_META}/moco/moco_checkpoints/moco_v1_200ep/moco_v1_200ep_pretrain.pth.tar"),
+    "resnet50_swav": Entry(_RESNET50, f"{_META}/deepcluster/swav_800ep_pretrain.pth.tar"),
+    "resnet50_deepcluster_v2": Entry(_RESNET50, f"{_META}/deepcluster/deepclusterv2_800ep_pretrain.pth.tar"),
+    "resnet50_dino": Entry(_RESNET50, f"{_META}/dino/dino_resnet50_pretrain/dino_resnet50_pretrain.pth"),
+    "vit_small_16_dino": Entry(
+        (VisionTransformer, *_S, 16, 224, False),
+        f"{_META}/dino/dino_deitsmall16_pretrain/dino_deitsmall16_pretrain.pth",
+        "1566d50496f27f52f07fea6094fa29b2fdd6fae89da65bdd3ebc3b24ef6b7eb7",
+    ),
+    "vit_small_8_dino": Entry(
+        (VisionTransformer, *_S, 8, 224, False), f"{_META}/dino/dino_deitsmall8_pretrain/dino_deitsmall8_pretrain.pth"
+    ),
+    "vit_base_16_dino": Entry(
+        (VisionTransformer, *_B, 16, 224, False),
+        f"{_META}/dino/dino_vitbase16_pretrain/dino_vitbase16_pretrain.pth",
+        "bf34ad0f424b9029b593e8dc3ed553bf26e88bcba0d32bf3e62a6209cb64c85e",
+    ),
+    "vit_base_8_dino": Entry(
+        (VisionTransformer, *_B, 8, 224, False), f"{_META}/dino/dino_vitbase8_pretrain/dino_vitbase8_pretrain.pth"
+    ),
+    "dinov2_vits14": Entry(
+        (VisionTransformer, *_S, 14, 518, True),
+        f"{_META}/dinov2/dinov2_vits14/dinov2_vits14_pretrain.pth",
+        "b938bf1bc15cd2ec0feacfe3a1bb553fe8ea9ca46a7e1d8d00217f29aef60cd9",
+    ),
+    "dinov2_vitb14": Entry(
+        (VisionTransformer, *_B, 14, 518, True),
+        f"{_META}/dinov2/dinov2_vitb14/dinov2_vitb14_pretrain.pth",
+        "0b8b82f85de91b424aded121c7e1dcc2b7bc6d0adeea651bf73a13307fad8c73",
+    ),
+    "dinov2_vitl14": Entry(
+        (VisionTransformer, *_L, 14, 518, True),
+        f"{_META}/dinov2/dinov2_vitl14/dinov2_vitl14_pretrain.pth",
+        "d5383ea8f4877b2472eb973e0fd72d557c7da5d3611bd527ceeb1d7162cbf428",
+    ),
+    "resnet18_imagenet": Entry(
+        (ResNet, BasicBlock, (2, 2, 2, 2)),
+        "https://download.pytorch.org/models/resnet18-f37072fd.pth",
+        "f37072fd47e89c5e827621c5baffa7500819f7896bbacec160b1a16c560e07ec",
+    ),
+    "resnet_small": Entry((ResNet, BasicBlock, (1, 1), 32)),
+}
+
+
+def public_file(name: str, entry: Entry, folder: Path) -> Path:
+    if entry.url is None:
+        raise InputError(f"`{name}` has no public weights; pass --teacher_weights random or a file.")
+    path = folder / entry.url.rsplit("/", 1)[1]
+    if path.exists():
+        return path
+    if entry.sha256 is None:
+        raise InputError(
+            f"the weights of `{name}` have no published SHA-256, so they are not downloaded unseen: "
+            f"fetch {entry.url} to {path} yourself, or pass --teacher_weights FILE."
+        )
+    with atomic_write(path) as temporary:
+        try:
+            digest = _download(entry.url, temporary)
+        except (OSError, http.client.HTTPException) as error:  # urllib's own errors are OSErrors
+            raise InputError(
+                f"cannot download {entry.url} ({error}): fetch it to {path}, or pass --teacher_weights FILE or random."
+            ) from error
+        if digest != entry.sha256:
+            raise InputError(
+                f"{entry.url} arrived with the SHA-256 {digest}, not {entry.sha256}, and was thrown away: try again "
+                f"later, or pass --teacher_weights FILE."
+            )
+    return path
+
+
+def _download(url: str, path: Path) -> str:
+    """Write `url` to `path`, showing progress; the SHA-256 of what came. OSError or HTTPException if it fails."""
+    digest, deadline = hashlib.sha256(), time.monotonic() + DOWNLOAD_SECONDS
+    with urllib.request.urlopen(url, timeout=30) as response, open(path, "wb") as file:
+        size = int(response.headers.get("Content-Length") or 0)
+        with tqdm(total=size or None, unit="B", unit_scale=True, desc=url.rsplit("/", 1)[1]) as bar:
+            while chunk := response.read1(1 << 20):  # what is there, at most 1 MiB
+                file.write(chunk)
+                digest.update(chunk)
+                bar.update(len(chunk))
+                if time.monotonic() > deadline:  # a server that trickles never meets the socket's own time-out
+                    raise TimeoutError(f"not complete after {DOWNLOAD_SECONDS} s")
+    return digest.hexdigest()
+
+
+_PREFIXES = ("module.", "encoder_q.", "backbone.", "encoder.")
+_HEADS = ("fc.", "head.", "heads.", "mlp_head.", "projection_head.", "prototypes.", "encoder_k.", "queue", "mask_token")
+
+
+def load_weights(network: nn.Module, path: Path) -> None:
+    """Put a checkpoint of any public layout into the network; InputError names the first key that does not fit."""
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise InputError(f"cannot read the teacher's weights {path}: {error.strerror or error}.") from error
+    except Exception as error:  # torch.load raises a dozen types for files that are no checkpoint
+        raise InputError(f"{path} is no checkpoint of plain tensors ({type(error).__name__}).") from error
+    for nest in ("state_dict", "teacher", "model"):
+        if isinstance(content, dict) and isinstance(content.get(nest), dict):
+            content = content[nest]
+    if not isinstance(content, dict):
+        raise InputError(f"{path} holds no state dict.")
+    found = {}
+    for key, value in content.items():
+        bare = str(key)
+        while prefix := next((p for p in _PREFIXES if bare.startswith(p)), None):
+            bare = bare[len(prefix) :]
+        found[bare] = value
+    own = network.state_dict()
+    for key, value in own.items():
+        if key.endswith("num_batches_tracked"):
+            found.setdefault(key, value)  # older files lack it, and eval mode never reads it
+        if not isinstance(found.get(key), torch.Tensor):
+            raise InputError(f"{path} lacks the key `{key}`; is it a checkpoint of this teacher?")
+        if found[key].shape != value.shape:
+            raise InputError(
+                f"{path}: `{key}` has shape {list(found[key].shape)}, this teacher needs {list(value.shape)}."
+            )
+    for key in sorted(found.keys() - own.keys()):
+        if not key.startswith(_HEADS):
+            raise InputError(f"{path} holds the unknown key `{key}`; is it a checkpoint of this teacher?")
+    network.load_state_dict({key: found[key].float() if found[key].is_floating_point() else found[key] for key in own})
