@@ -1,0 +1,92 @@
+"""Does pretraining help on real frames? SemanticKITTI frames, pretrained against random, several seeds.
+
+    python -m benchmarks.real_frames --root FOLDER --teacher_weights vits14.pth [--seeds 3]
+
+Each seed pretrains a small network on the train sequences, then probes and fine-tunes it and a random one, scored on
+sequence 08. Prints a Markdown table and writes it as a JSON row. A sanity run, not a benchmark: a few frames, a small
+network, few steps.
+"""
+
+import argparse
+import datetime
+import json
+import platform
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from slidr import config
+from slidr.stages import fewshot, linprobe, pretrain
+
+STUDENT = {"architecture": "res16unet14c", "width": 0.5, "voxel_size": [0.2, 1.0, 0.2]}
+
+
+def main() -> None:
+    """Run all seeds, print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--root", required=True, help="folder that holds dataset/sequences")
+    parser.add_argument("--teacher_weights", required=True, help="a ViT-S/14 in DINOv2's layout")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--epochs", type=int, default=14, help="of pretraining")
+    parser.add_argument("--output", default="output/real_frames")
+    options = parser.parse_args()
+    began = time.monotonic()
+    scores: dict[tuple[str, str], list[float]] = {}
+    losses = []
+    for seed in range(options.seeds):
+        common = {"dataset": "kitti", "root": options.root, "output": options.output, "seed": seed, "workers": 1}
+        folder = pretrain.run(
+            config.validate(
+                config.Pretrain,
+                common
+                | STUDENT
+                | {
+                    "name": f"seed{seed}", "train_split": "train", "val_split": "val", "crop": [140, 448],
+                    "teacher": "dinov2_vits14", "teacher_weights": options.teacher_weights, "min_pairs": 256,
+                    "batch": 2, "epochs": options.epochs, "lr": 0.1, "validate_every": options.epochs,
+                },
+            )
+        )  # fmt: skip
+        rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        losses.append([next(r["loss"] for r in rows if "loss" in r), [r["loss"] for r in rows if "loss" in r][-1]])
+        for start in ("pretrained", "random"):
+            weights = "random" if start == "random" else str(folder / "model.pt")
+            downstream = common | STUDENT | {"weights": weights, "name": f"{start}{seed}", "pictures": 1}
+            probe = {"augment": False, "remember": True, "batch": 4, "epochs": 20, "validate_every": 20}
+            tune = {"pct": 10, "batch": 2, "epochs": 20, "validate_every": 20, "lr_head": None}
+            for name, stage, settings_type, extra in (
+                ("linear probe", linprobe, config.Linprobe, probe),
+                ("fine-tuned on 10 %", fewshot, config.Fewshot, tune),
+            ):
+                result = stage.run(config.validate(settings_type, downstream | extra))
+                scores.setdefault((name, start), []).append(100 * result["scores"]["miou"])
+        _report(scores, losses, began, options.output)
+
+
+def _report(scores: dict, losses: list, began: float, output: str) -> None:
+    """Print and write what is known so far."""
+    seeds = len(losses)
+    print(f"\n| mIoU on sequence 08, mean ± std of {seeds} seeds | pretrained | random |\n|---|---|---|")
+    for task in dict.fromkeys(name for name, _ in scores):
+        cells = [f"{np.mean(v):.1f} ± {np.std(v):.1f}" for v in (scores[task, s] for s in ("pretrained", "random"))]
+        print(f"| {task} | {' | '.join(cells)} |")
+    minutes = (time.monotonic() - began) / 60
+    print(f"\n{seeds} seeds, {minutes:.0f} minutes; pretraining loss (first, last): {losses}", flush=True)
+    row = {
+        "benchmark": "real_frames",
+        "date": datetime.date.today().isoformat(),
+        "device": f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads",
+        "torch": torch.__version__,
+        "minutes": round(minutes, 1),
+        "losses": losses,
+        "miou": {f"{task}, {start}": values for (task, start), values in scores.items()},
+    }
+    folder = Path("benchmarks/results")
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "real_frames.json").write_text(json.dumps(row, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

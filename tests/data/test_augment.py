@@ -1,0 +1,401 @@
+"""Augmentations: equal to the published code's for its parameters, and no pair ever shows another colour."""
+
+import hashlib
+import json
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from data import augment
+from data.augment import AREA, ASPECT, DRAWS, Augmentation, AugmentSettings, apply, draw
+from data.frame import CameraView, Frame, Pairs, collate
+from data.nuscenes import NuScenes
+
+PUBLISHED = AugmentSettings()
+ULPS = 2e-7  # of a float32 colour in 0..1: processors add in different order
+
+
+class Scripted:
+    """A generator that hands out what a test imposes, in order."""
+
+    def __init__(self, uniform=(), integers=()):
+        self._uniform, self._integers = iter(uniform), iter(integers)
+
+    def uniform(self, *_):
+        return next(self._uniform)
+
+    def integers(self, *_):
+        return next(self._integers)
+
+
+def pixels(pairs: Pairs) -> np.ndarray:
+    return np.stack([pairs.camera, pairs.row, pairs.column], 1)
+
+
+def sha(values: np.ndarray, dtype: type) -> str:
+    return hashlib.sha256(np.ascontiguousarray(values, dtype).tobytes()).hexdigest()
+
+
+# The published code's outputs on a real frame
+
+
+@pytest.fixture(scope="module")
+def frames(shared, tmp_path_factory):
+    """Both real frames with the superpixel maps of the pinned environment."""
+    root, maps = shared("realdata", "nuscenes2"), shared("golden", "step", "superpixels_skimage0.18.2")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("work"))  # the reader keeps its index in the working folder
+        reader = NuScenes(root, "all")
+        read = [reader.read(i, labels=False) for i in range(2)]
+    for i, frame in enumerate(read):
+        for view in frame.cameras:
+            view.superpixels = np.asarray(Image.open(maps / f"{i}_{view.name}.png")).astype(np.int32)
+    return read
+
+
+@pytest.fixture(scope="module")
+def frame(frames):
+    return frames[0]
+
+
+@pytest.fixture
+def golden(shared):
+    """`golden("cloud")` -> the arrays of D_cloud.npz and its meta."""
+
+    def load(name):
+        arrays = np.load(shared("golden", "step", f"D_{name}.npz"))
+        return arrays, json.loads(str(arrays["meta"])) if "meta" in arrays else None
+
+    return load
+
+
+def test_rotation_and_flips(frame, golden):
+    arrays, meta = golden("cloud")
+    for s in (0, 1):
+        moved = apply(frame, Augmentation(angle=meta[f"rot{s}"]["angle"])).points
+        np.testing.assert_allclose(moved[::4, :3], arrays[f"rot{s}_out"], rtol=0, atol=1e-5)  # an ulp at 100 m
+        np.testing.assert_array_equal(moved[:, 3], frame.points[:, 3])
+    for s in (0, 1, 3, 5):
+        x, y = (value < 0.5 for _, value in meta[f"flip{s}"]["log"])
+        moved = apply(frame, Augmentation(flip_x=x, flip_y=y)).points[:, :3]
+        np.testing.assert_array_equal(moved[:64], arrays[f"flip{s}_out_first64"])
+        np.testing.assert_allclose(moved.sum(0, dtype=np.float64), arrays[f"flip{s}_sum"], rtol=1e-9)
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2, 3, 4, 5, 15])
+def test_cuboids(frame, golden, seed):
+    """Which points a cuboid drops, and that it's refused where an image would keep fewer than 1024 pairs (seed 15)."""
+    arrays, meta = golden("dropcuboids")
+    expected = meta[f"s{seed}"]
+    rng = Scripted([expected["crop_range"]], [expected["center_index"]])
+    cuboid = augment._draw_cuboid(rng, frame.points, frame.pairs, 6, PUBLISHED)
+    assert (cuboid is not None) == expected["applied"]
+    cut = apply(frame, Augmentation(cuboid=cuboid))
+    kept = np.setdiff1d(np.arange(len(frame.points)), arrays[f"s{seed}_dropped_indices"])
+    np.testing.assert_array_equal(cut.points, frame.points[kept])
+    assert len(cut.pairs) == expected["n_pairs_out"]
+    assert sha(cut.pairs.point, np.int64) == str(arrays[f"s{seed}_pairing_points_sha"])
+    assert sha(pixels(cut.pairs), np.int64) == str(arrays[f"s{seed}_pairing_images_sha"])
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_crops_and_image_flips(frame, golden, seed):
+    arrays, meta = golden("crop_flip")
+    boxes = tuple(map(tuple, meta[f"crop{seed}"]["accepted_ijhw_per_image"]))
+    flipped = tuple(meta[f"fliph{seed}"]["flipped"])
+    plain = apply(frame, Augmentation(crop=(224, 416), boxes=boxes, mirrored=(False,) * 6))
+    np.testing.assert_array_equal(plain.pairs.point, arrays[f"crop{seed}_pairing_points"])
+    np.testing.assert_array_equal(pixels(plain.pairs), arrays[f"crop{seed}_pairing_images"])
+    mirrored = apply(frame, Augmentation(crop=(224, 416), boxes=boxes, mirrored=flipped))
+    np.testing.assert_array_equal(mirrored.pairs.column, arrays[f"fliph{seed}_pairing_images_col2"])
+    for name, cut in (("crop", plain), ("fliph", mirrored)):
+        images = np.stack([view.image.transpose(2, 0, 1) for view in cut.cameras])
+        assert images.dtype == np.float32 and images.shape == (6, 3, 224, 416)
+        values = images.ravel()[arrays[f"crop{seed}_img_idx"]]
+        np.testing.assert_allclose(values, arrays[f"{name}{seed}_img_val"], rtol=0, atol=ULPS)
+    superpixels = np.stack([view.superpixels for view in mirrored.cameras])
+    assert sha(superpixels, np.uint8) == str(arrays[f"fliph{seed}_superpixels_sha"])
+    # the published code flips in place, so what it stored before the flip is flipped too
+    np.testing.assert_array_equal(superpixels, arrays[f"crop{seed}_superpixels"])
+    for i, view in enumerate(plain.cameras):
+        unflipped = view.superpixels[:, ::-1] if flipped[i] else view.superpixels
+        np.testing.assert_array_equal(unflipped, superpixels[i])
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_which_crops_are_accepted(frame, golden, seed):
+    """The boxes that the published code drew for each image: those it refused are refused."""
+    _, meta = golden("crop_flip")
+    drawn = iter(box for _, box in meta[f"crop{seed}"]["log"])
+    for i, accepted in enumerate(meta[f"crop{seed}"]["accepted_ijhw_per_image"]):
+        tried = [next(drawn)]
+        while tried[-1] != accepted:
+            tried.append(next(drawn))
+        areas_and_aspects = [v for _, _, h, w in tried for v in (h * w / (900 * 1600), math.log(w / h))]
+        rng = Scripted(areas_and_aspects, [v for top, left, _, _ in tried for v in (top, left)])
+        pairs = frame.pairs.select(frame.pairs.camera == i)
+        assert augment._draw_box(rng, (900, 1600), pairs, PUBLISHED) == tuple(accepted)
+
+
+def test_resizing_without_antialiasing(golden):
+    arrays, _ = golden("resize_synthetic")
+    y, x, c = np.mgrid[:900, :1600, :3]
+    image = ((7 * y + 13 * x + 101 * c + (y * x) // 97) % 256).astype(np.uint8)
+    labels = (y // 37 * 16 + x // 101)[..., 0].astype(np.int32)
+    source = Frame("synthetic", np.zeros((0, 4), np.float32), cameras=[CameraView("c", "c", image, labels)])
+    for box, colours, ids in (
+        ((0, 0, 900, 1600), "resize_val", "label_resized"),
+        ((97, 206, 775, 1253), "crop_val", "label_cropped"),
+    ):
+        view = apply(source, Augmentation(crop=(224, 416), boxes=(box,), mirrored=(False,))).cameras[0]
+        values = view.image.transpose(2, 0, 1).ravel()[arrays["idx"]]
+        np.testing.assert_allclose(values, arrays[colours], rtol=0, atol=ULPS)
+        np.testing.assert_array_equal(view.superpixels, arrays[ids])
+
+
+def test_the_batch_of_validation(frames, shared):
+    """Images, superpixels and pairs of the published code's two-frame batch; no pair is lost at the images' edges."""
+    arrays = np.load(shared("golden", "step", "B_batch.npz"))
+    rng = np.random.default_rng(0)
+    batch = collate([apply(f, draw(rng, f, AugmentSettings(train=False))) for f in frames])
+    np.testing.assert_array_equal(pixels(batch.pairs), arrays["pairing_images"])
+    np.testing.assert_array_equal(batch.superpixels, arrays["superpixels"])
+    values = batch.images.numpy().ravel()[arrays["images_sample_idx"]]
+    np.testing.assert_allclose(values, arrays["images_sample_val"], rtol=0, atol=ULPS)
+    assert batch.points.equal(torch.from_numpy(np.concatenate([f.points for f in frames])))
+
+
+# What holds for every draw
+
+
+def make_frame(rng, points: int, cameras: int, size: tuple[int, int], pairs: int) -> Frame:
+    """A frame whose intensities number the points, colours and superpixels the pixels; at most 256 x 256 pixels."""
+    y, x = np.mgrid[: size[0], : size[1]]
+    image = np.stack([y, x, 0 * x], 2).astype(np.uint8)
+    superpixels = (y * size[1] + x).astype(np.int32)
+    cloud = rng.normal(scale=20, size=(points, 4)).astype(np.float32)
+    cloud[:, 3] = np.arange(points)
+    seen = [np.sort(rng.permutation(points)[:pairs]) for _ in range(cameras)]  # at most one pair of point and camera
+    return Frame(
+        "frame",
+        cloud,
+        labels=(np.arange(points) % 17).astype(np.uint8),
+        cameras=[CameraView(f"c{c}", f"t{c}", image, superpixels) for c in range(cameras)],
+        pairs=Pairs.concatenate(
+            [
+                Pairs(s, np.full(len(s), c), rng.integers(0, size[0], len(s)), rng.integers(0, size[1], len(s)))
+                for c, s in enumerate(seen)
+            ]
+        ),
+        pose=np.array([[0, -1, 0, 4], [1, 0, 0, 5], [0, 0, 1, 6], [0, 0, 0, 1]], float),
+    )
+
+
+def check_pairs(before: Frame, after: Frame, drawn: Augmentation, colour_step: int = 1) -> None:
+    """Every pair of `after` is one of `before`, at the pixel that shows its colour and carries its superpixel id.
+
+    `before` as by make_frame, but colours may number every `colour_step`-th row and column.
+    """
+    original = {(p, c): i for i, (p, c) in enumerate(zip(before.pairs.point, before.pairs.camera, strict=True))}
+    point, camera, row, column = (getattr(after.pairs, n) for n in ("point", "camera", "row", "column"))
+    assert all(a.dtype == np.int64 for a in (point, camera, row, column))
+    assert len(point) == 0 or (point.min() >= 0 and point.max() < len(after.points))
+    source = np.array([original[p, c] for p, c in zip(after.points[point, 3].astype(int), camera, strict=True)], int)
+    assert len(set(source)) == len(source)
+    for i, view in enumerate(after.cameras):
+        here, was = camera == i, source[camera == i]
+        assert view.image.dtype == np.float32 and view.image.shape == (*drawn.crop, 3)
+        assert view.superpixels.shape == drawn.crop
+        ids, colours = view.superpixels[row[here], column[here]], view.image[row[here], column[here]] * 255
+        size = before.cameras[i].image.shape[:2]
+        shown = np.divmod(ids, size[1])
+        for axis, name in enumerate(("row", "column")):
+            target = getattr(after.pairs, name)[here]
+            assert ((target >= 0) & (target < drawn.crop[axis])).all()
+            wanted = getattr(before.pairs, name)[was]
+            scale = drawn.boxes[i][2 + axis] / drawn.crop[axis]
+            # half a new pixel by rounding, a whole one at the edge of a whole image
+            rounding = scale * (1 if drawn.boxes[i][2:] == size else 0.5) + 1e-3
+            assert (np.abs(shown[axis] - wanted) <= rounding + 1).all()
+            sampling = abs(scale - 1) / 2  # between a new pixel's centre and its corner
+            assert (np.abs(colours[:, axis] * colour_step - wanted) <= rounding + sampling + colour_step - 1).all()
+
+
+shapes = st.fixed_dictionaries(
+    {
+        "points": st.sampled_from([0, 1, 10, 1023]),
+        "cameras": st.integers(0, 3),
+        "size": st.tuples(st.integers(1, 256), st.integers(1, 256)),
+        "pairs": st.integers(0, 300),
+    }
+)
+
+
+@settings(max_examples=150)
+@given(
+    shapes,
+    st.builds(
+        AugmentSettings,
+        crop=st.tuples(st.integers(1, 80), st.integers(1, 80)),
+        train=st.booleans(),
+        cuboid=st.sampled_from([0, 0.2, 1.0]),
+        paper_cuboid=st.booleans(),
+        min_pairs=st.sampled_from([0, 1, 64, 1024]),
+    ),
+    st.integers(0, 2**32 - 1),
+)
+def test_every_pair_keeps_its_colour_and_superpixel(shape, asked, seed):
+    rng = np.random.default_rng(seed)
+    before = make_frame(rng, **shape)
+    drawn = draw(rng, before, asked)
+    after = apply(before, drawn)
+    check_pairs(before, after, drawn)
+
+    # points: moved as one body, the cuboid's gone, labels beside them
+    kept = after.points[:, 3].astype(int)
+    assert (np.diff(kept) > 0).all()
+    np.testing.assert_array_equal(after.labels, before.labels[kept])
+    np.testing.assert_allclose(
+        np.linalg.norm(after.points[:, :2], axis=1), np.linalg.norm(before.points[kept, :2], axis=1), atol=1e-4
+    )
+    np.testing.assert_array_equal(after.points[:, 2], before.points[kept, 2])
+    np.testing.assert_allclose(in_world(after), in_world(before)[kept], atol=1e-3)
+
+    # the promised number of pairs
+    survivors = before.pairs.select(np.isin(before.pairs.point, kept))
+    counts = np.bincount(survivors.camera, minlength=shape["cameras"])
+    if drawn.cuboid is not None and shape["cameras"]:
+        assert (counts.sum() if asked.paper_cuboid else counts.min()) >= asked.min_pairs
+    for i, box in enumerate(drawn.boxes):
+        left = np.count_nonzero(after.pairs.camera == i)
+        if box == (0, 0, *shape["size"]):
+            assert left == counts[i]
+        else:
+            assert left > asked.min_pairs or left > 0.75 * counts[i]
+    if not asked.train:
+        assert np.array_equal(after.points, before.points) and len(after.pairs) == len(before.pairs)
+
+
+def in_world(frame: Frame) -> np.ndarray:
+    return frame.points[:, :3] @ frame.pose[:3, :3].T + frame.pose[:3, 3]
+
+
+def test_every_pair_of_a_real_frame(frame):
+    y, x = np.mgrid[:900, :1600]
+    image = np.stack([y // 8, x // 8, 0 * x], 2).astype(np.uint8)
+    superpixels = (y * 1600 + x).astype(np.int32)
+    points = frame.points.copy()
+    points[:, 3] = np.arange(len(points))
+    views = [replace(view, image=image, superpixels=superpixels) for view in frame.cameras]
+    before = replace(frame, points=points, cameras=views)
+    for seed in range(3):
+        drawn = draw(np.random.default_rng(seed), before, PUBLISHED)
+        after = apply(before, drawn)
+        assert drawn.boxes != ((0, 0, 900, 1600),) * 6 and len(after.pairs) > 6 * 1024
+        check_pairs(before, after, drawn, colour_step=8)
+
+
+def test_the_frame_that_came_is_left_as_it_was():
+    rng = np.random.default_rng(0)
+    before, same = (make_frame(np.random.default_rng(1), 500, 2, (90, 160), 200) for _ in range(2))
+    after = apply(before, draw(rng, before, AugmentSettings((40, 64), cuboid=1.0, min_pairs=1)))
+    assert len(after.points) < len(before.points)
+    for name in ("points", "labels", "pose"):
+        np.testing.assert_array_equal(getattr(before, name), getattr(same, name))
+    np.testing.assert_array_equal(pixels(before.pairs), pixels(same.pairs))
+    np.testing.assert_array_equal(before.cameras[1].image, same.cameras[1].image)
+
+
+def test_a_flipped_image_is_the_mirror_of_the_plain_one():
+    before = make_frame(np.random.default_rng(1), 300, 1, (90, 160), 300)
+    plain, flipped = (
+        apply(before, Augmentation(crop=(40, 64), boxes=((10, 20, 60, 110),), mirrored=(m,))) for m in (False, True)
+    )
+    np.testing.assert_array_equal(flipped.cameras[0].image, plain.cameras[0].image[:, ::-1])
+    np.testing.assert_array_equal(flipped.cameras[0].superpixels, plain.cameras[0].superpixels[:, ::-1])
+    np.testing.assert_array_equal(flipped.pairs.column, 63 - plain.pairs.column)
+    np.testing.assert_array_equal(flipped.pairs.row, plain.pairs.row)
+
+
+# The distribution of what is drawn
+
+
+def test_draws_are_spread_as_stated():
+    """Angles over the circle, coins fair, boxes of every area and aspect; the same seed draws the same."""
+    before = make_frame(np.random.default_rng(0), 400, 1, (225, 256), 400)
+    wide = replace(PUBLISHED, crop=(112, 208), min_pairs=1)
+    drawn = [draw(np.random.default_rng(seed), before, wide) for seed in range(400)]
+    angles = np.sort([d.angle for d in drawn]) / (2 * math.pi)
+    assert np.abs(angles - np.linspace(0, 1, 400)).max() < 0.1  # Kolmogorov-Smirnov, p < 0.001
+    for coins in ([d.flip_x for d in drawn], [d.flip_y for d in drawn], [d.mirrored[0] for d in drawn]):
+        assert 160 < sum(coins) < 240  # 4 standard deviations
+    boxes = np.array([d.boxes[0] for d in drawn if d.boxes[0] != (0, 0, 225, 256)], float)
+    top, left, rows, columns = boxes.T
+    area, aspect = rows * columns / (225 * 256), columns / rows
+    assert len(boxes) > 350 and AREA[0] - 0.01 < area.min() < 0.33
+    assert ASPECT[0] - 0.02 < aspect.min() < 1.6 and 1.8 < aspect.max() < ASPECT[1] + 0.02
+    assert (top + rows <= 225).all() and (left + columns <= 256).all() and len(set(top)) > 50 and len(set(left)) > 20
+    sides = [np.ptp(d.cuboid, axis=0)[2] / np.ptp(before.points[:, 2]) for d in drawn if d.cuboid is not None]
+    assert len(sides) > 390 and max(sides) < 0.2 + 1e-6 and 0.08 < np.mean(sides) < 0.12
+    again = draw(np.random.default_rng(7), before, wide)
+    assert again.angle == drawn[7].angle and again.boxes == drawn[7].boxes
+    assert np.array_equal(again.cuboid, drawn[7].cuboid) and drawn[7].angle != drawn[8].angle
+
+
+def test_a_refused_cuboid_is_given_up_or_drawn_again():
+    before = make_frame(np.random.default_rng(0), 100, 2, (90, 160), 100)
+    far, near = int(np.abs(before.points[:, :3]).sum(1).argmax()), int(np.abs(before.points[:, :3]).sum(1).argmin())
+    imposed = {"uniform": [2.0, 1e-6], "integers": [near, far]}  # first everything in reach, then one point alone
+    strict = AugmentSettings(min_pairs=99)
+    assert augment._draw_cuboid(Scripted(**imposed), before.points, before.pairs, 2, strict) is None
+    paper = replace(strict, paper_cuboid=True)
+    cuboid = augment._draw_cuboid(Scripted(**imposed), before.points, before.pairs, 2, paper)
+    assert 0.5 * (cuboid[0] + cuboid[1]) == pytest.approx(before.points[far, :3], rel=1e-5)
+
+
+@pytest.mark.parametrize("pairs", [0, 40])
+def test_a_crop_that_cannot_succeed_ends_as_the_whole_image(pairs):
+    """Without pairs no crop keeps enough of them; all pairs in opposite corners likewise."""
+    before = make_frame(np.random.default_rng(0), 40, 1, (90, 160), pairs)
+    corner = np.arange(pairs) % 2
+    before.pairs = replace(before.pairs, row=89 * corner, column=159 * corner)
+    for seed in range(20):
+        drawn = draw(np.random.default_rng(seed), before, replace(PUBLISHED, cuboid=0.0))
+        assert drawn.boxes == ((0, 0, 90, 160),)
+        assert len(apply(before, drawn).pairs) == pairs
+
+
+def test_draws_of_a_crop_are_bounded():
+    """An image far too narrow for the aspect: every draw is too wide."""
+    tall = make_frame(np.random.default_rng(0), 10, 1, (200, 10), 10)
+    count = [0.9, math.log(ASPECT[0])] * DRAWS
+    assert augment._draw_box(Scripted(count), (200, 10), tall.pairs, PUBLISHED) == (0, 0, 200, 10)
+
+
+@pytest.mark.parametrize("points", [0, 1, 10, 1023])
+def test_clouds_without_cameras(points):
+    """What downstream does: rotation and flips, points and labels stay in their rows."""
+    before = make_frame(np.random.default_rng(0), points, 0, (1, 1), 0)
+    drawn = draw(np.random.default_rng(3), before, AugmentSettings(crop=None, cuboid=0.0))
+    after = apply(before, drawn)
+    c, s = math.cos(drawn.angle), math.sin(drawn.angle)
+    x, y = before.points[:, 0], before.points[:, 1]
+    sign_x, sign_y = (-1 if flip else 1 for flip in (drawn.flip_x, drawn.flip_y))
+    expected = np.stack([sign_x * (c * x - s * y), sign_y * (s * x + c * y)], 1)
+    np.testing.assert_allclose(after.points[:, :2], expected, atol=1e-4)
+    np.testing.assert_array_equal(after.points[:, 2:], before.points[:, 2:])
+    np.testing.assert_array_equal(after.labels, before.labels)
+    assert drawn.cuboid is None and len(after.pairs) == 0
+
+
+def test_without_a_crop_size_images_and_their_pairs_stay():
+    before = make_frame(np.random.default_rng(0), 100, 2, (90, 160), 50)
+    after = apply(before, draw(np.random.default_rng(0), before, AugmentSettings(crop=None, cuboid=0.0)))
+    assert after.cameras == before.cameras
+    np.testing.assert_array_equal(pixels(after.pairs), pixels(before.pairs))
