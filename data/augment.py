@@ -5,7 +5,7 @@ Every draw is bounded: what cannot succeed ends as the whole image, or as no cub
 """
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -28,28 +28,30 @@ class AugmentSettings:
     crop: rows and columns of every image after resizing; None = images stay as they are.
     train: False = the whole image resized, nothing else.
     cuboid: largest side of the dropped cuboid as a share of the cloud's range; 0 = none.
-    min_pairs: pairs every image must keep for a cuboid or a crop to be accepted.
+    paper_cuboid: which cuboid is refused. False (published code): one that leaves any image fewer than min_pairs
+        pairs; then none is dropped. True (supplement; its largest side is 0.1): one that leaves all images together
+        fewer than min_pairs; then another is drawn.
+    min_pairs: pairs to keep for a cuboid or a crop to be accepted.
     """
 
     crop: tuple[int, int] | None = (224, 416)
     train: bool = True
     cuboid: float = 0.2
+    paper_cuboid: bool = False
     min_pairs: int = 1024
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """One draw: what happens to one frame."""
+    """One draw: what happens to one frame, in the order of the fields."""
 
     angle: float = 0.0  # radians about z
-    flip_x: bool = False
+    flip_x: bool = False  # x changes its sign
     flip_y: bool = False
-    cuboid: tuple[np.ndarray, np.ndarray] | None = (
-        None  # lower and upper corner `[3]`, in the rotated and flipped cloud
-    )
-    crop: tuple[int, int] | None = None  # rows, columns after resizing
-    boxes: tuple[Box, ...] = field(default=())  # of each image, in its own pixels
-    mirrored: tuple[bool, ...] = field(default=())  # images flipped left to right
+    cuboid: tuple[np.ndarray, np.ndarray] | None = None  # lower, upper corner `[3]` in the rotated and flipped cloud
+    crop: tuple[int, int] | None = None  # rows and columns of the images; None = images as they are
+    boxes: tuple[Box, ...] = ()  # what is cut out of each image, in its own pixels
+    mirrored: tuple[bool, ...] = ()  # of each image: flipped left to right
 
 
 def draw(rng: np.random.Generator, frame: Frame, settings: AugmentSettings) -> Augmentation:
@@ -66,43 +68,52 @@ def draw(rng: np.random.Generator, frame: Frame, settings: AugmentSettings) -> A
     )
     moved, pairs = _moved(frame.points, drawn), frame.pairs
     cuboid = _draw_cuboid(rng, moved, pairs, len(sizes), settings) if settings.cuboid > 0 and len(moved) else None
+    if settings.crop is None:
+        return replace(drawn, cuboid=cuboid)
     if cuboid is not None:
         pairs = pairs.select(~_inside(moved, cuboid)[pairs.point])
-    boxes = [
-        _draw_box(rng, size, pairs.select(pairs.camera == i), settings) if settings.crop else whole[i]
-        for i, size in enumerate(sizes)
-    ]
-    return replace(drawn, cuboid=cuboid, boxes=tuple(boxes), mirrored=tuple(bool(rng.random() < 0.5) for _ in sizes))
+    boxes = tuple(_draw_box(rng, size, pairs.select(pairs.camera == i), settings) for i, size in enumerate(sizes))
+    return replace(drawn, cuboid=cuboid, boxes=boxes, mirrored=tuple(bool(rng.random() < 0.5) for _ in sizes))
 
 
 def apply(frame: Frame, drawn: Augmentation) -> Frame:
-    """A new frame: cloud moved and cut, images resized to float32 0..1, pairs at their new rows, rows and columns."""
-    points = _moved(frame.points, drawn)
+    """A new frame: the cloud moved and cut, the images cut, resized (float32 in 0..1) and flipped.
+
+    Its pairs are those of the points and pixels that are left, at their new rows and pixels; its pose still takes its
+    points to the same places of the world. Without a crop size the images stay as they are.
+    """
+    points, pose = _moved(frame.points, drawn), frame.pose.copy()
+    pose[:3, :3] = frame.pose[:3, :3] @ _motion(drawn).T
     labels, pairs = frame.labels, frame.pairs
     if drawn.cuboid is not None:
         kept = ~_inside(points, drawn.cuboid)
         new_row = np.cumsum(kept) - 1
         points, labels = points[kept], None if labels is None else labels[kept]
         pairs = pairs.select(kept[pairs.point])
-        pairs = Pairs(new_row[pairs.point], pairs.camera, pairs.row, pairs.column)
-    if drawn.crop is None or not frame.cameras:
-        return replace(frame, points=points, labels=labels, pairs=pairs)
-    views, parts = [], []
-    for i, (view, box, mirrored) in enumerate(zip(frame.cameras, drawn.boxes, drawn.mirrored, strict=True)):
-        views.append(_cropped_view(view, box, drawn.crop, mirrored))
-        parts.append(_cropped_pairs(pairs.select(pairs.camera == i), box, drawn.crop, mirrored))
-    return replace(frame, points=points, labels=labels, cameras=views, pairs=Pairs.concatenate(parts))
+        pairs = replace(pairs, point=new_row[pairs.point])
+    cameras = frame.cameras
+    if drawn.crop is not None:
+        cuts = list(zip(cameras, drawn.boxes, drawn.mirrored, strict=True))
+        pairs = Pairs.concatenate(
+            [
+                _cropped_pairs(pairs.select(pairs.camera == i), view.image.shape[:2], box, drawn.crop, mirrored)
+                for i, (view, box, mirrored) in enumerate(cuts)
+            ]
+        )
+        cameras = [_cropped_view(view, box, drawn.crop, mirrored) for view, box, mirrored in cuts]
+    return replace(frame, points=points, labels=labels, cameras=cameras, pairs=pairs, pose=pose)
+
+
+def _motion(drawn: Augmentation) -> np.ndarray:
+    """Rotation, then flips, as one orthogonal matrix `[3, 3]`."""
+    c, s = math.cos(drawn.angle), math.sin(drawn.angle)
+    signs = np.array([-1 if drawn.flip_x else 1, -1 if drawn.flip_y else 1, 1])
+    return signs[:, None] * np.array([[c, -s, 0], [s, c, 0], [0, 0, 1]])
 
 
 def _moved(points: np.ndarray, drawn: Augmentation) -> np.ndarray:
-    c, s = math.cos(drawn.angle), math.sin(drawn.angle)
-    rotation = np.array([[c, -s, 0], [s, c, 0], [0, 0, 1]], np.float32)
     moved = points.copy()
-    moved[:, :3] = points[:, :3] @ rotation.T
-    if drawn.flip_x:
-        moved[:, 0] *= -1
-    if drawn.flip_y:
-        moved[:, 1] *= -1
+    moved[:, :3] = points[:, :3] @ _motion(drawn).T.astype(np.float32)
     return moved
 
 
@@ -110,17 +121,22 @@ def _inside(points: np.ndarray, cuboid: tuple[np.ndarray, np.ndarray]) -> np.nda
     return ((points[:, :3] > cuboid[0]) & (points[:, :3] < cuboid[1])).all(1)
 
 
-def _draw_cuboid(rng, points, pairs, cameras, settings) -> tuple[np.ndarray, np.ndarray] | None:
-    """Centre: a random point; side: one random share of the range of each axis; refused (published code) for good if
-    any image would keep too few pairs."""
-    half = np.ptp(points[:, :3], axis=0) * rng.uniform(0, settings.cuboid) / 2
-    centre = points[rng.integers(len(points)), :3]
-    cuboid = centre - half, centre + half
-    left = np.bincount(pairs.camera[~_inside(points, cuboid)[pairs.point]], minlength=cameras)
-    return cuboid if cameras == 0 or left.min() >= settings.min_pairs else None
+def _draw_cuboid(
+    rng: np.random.Generator, points: np.ndarray, pairs: Pairs, cameras: int, settings: AugmentSettings
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """Centre: a random point; sides: one random share of the range on each axis. None if it takes too many pairs."""
+    for _ in range(DRAWS if settings.paper_cuboid else 1):
+        half = np.ptp(points[:, :3], axis=0) * rng.uniform(0, settings.cuboid) / 2
+        centre = points[rng.integers(len(points)), :3]
+        cuboid = centre - half, centre + half
+        left = np.bincount(pairs.camera[~_inside(points, cuboid)[pairs.point]], minlength=cameras)
+        if cameras == 0 or (left.sum() if settings.paper_cuboid else left.min()) >= settings.min_pairs:
+            return cuboid
+    return None
 
 
-def _draw_box(rng, size: tuple[int, int], pairs: Pairs, settings: AugmentSettings) -> Box:
+def _draw_box(rng: np.random.Generator, size: tuple[int, int], pairs: Pairs, settings: AugmentSettings) -> Box:
+    """A box of random area, aspect and place that keeps enough of an image's `pairs`; the whole image if none does."""
     rows, columns = size
     for _ in range(DRAWS):
         area = rows * columns * rng.uniform(*AREA)
@@ -129,36 +145,44 @@ def _draw_box(rng, size: tuple[int, int], pairs: Pairs, settings: AugmentSetting
         if not (0 < w <= columns and 0 < h <= rows):
             continue
         box = int(rng.integers(rows - h + 1)), int(rng.integers(columns - w + 1)), h, w
-        kept = len(_cropped_pairs(pairs, box, settings.crop, False))
+        kept = len(_cropped_pairs(pairs, size, box, settings.crop, False))
         if kept > settings.min_pairs or kept > ENOUGH_SHARE * len(pairs):
             return box
     return 0, 0, rows, columns
 
 
-def _cropped_pairs(pairs: Pairs, box: Box, crop: tuple[int, int], mirrored: bool) -> Pairs:
-    """Pairs of one image after cutting `box`, resizing it to `crop` and flipping; those outside are dropped."""
+def _cropped_pairs(pairs: Pairs, size: tuple[int, int], box: Box, crop: tuple[int, int], mirrored: bool) -> Pairs:
+    """Pairs of one image of `size` after cutting `box`, resizing it to `crop` and flipping; those outside are dropped.
+
+    The whole image keeps all its pairs: those that round to the pixel after the last go to the last. A smaller box
+    drops them (both as the published code does).
+    """
     top, left, rows, columns = box
     row = np.round((pairs.row - top) * (crop[0] / rows)).astype(np.int64)
     column = np.round((pairs.column - left) * (crop[1] / columns)).astype(np.int64)
+    if (rows, columns) == tuple(size):
+        row, column = np.minimum(row, crop[0] - 1), np.minimum(column, crop[1] - 1)
     inside = (row >= 0) & (row < crop[0]) & (column >= 0) & (column < crop[1])
     if mirrored:
         column = crop[1] - 1 - column
-    return Pairs(pairs.point[inside], pairs.camera[inside], row[inside], column[inside])
+    return replace(pairs, row=row, column=column).select(inside)
 
 
 def _cropped_view(view: CameraView, box: Box, crop: tuple[int, int], mirrored: bool) -> CameraView:
-    """Bilinear image without antialiasing (published code; today's defaults differ), nearest superpixels."""
+    """Bilinear image without antialiasing (as published; today's defaults differ by up to 0.3), nearest superpixels."""
     top, left, rows, columns = box
     cut = slice(top, top + rows), slice(left, left + columns)
     image = torch.from_numpy(view.image[cut].transpose(2, 0, 1).copy())[None].float() / 255
     image = F.interpolate(image, size=crop, mode="bilinear", align_corners=False)[0].permute(1, 2, 0).numpy()
     superpixels = view.superpixels
     if superpixels is not None:
-        # nearest as torch has it: source = floor(target * scale), in float32
-        r = np.floor(np.arange(crop[0], dtype=np.float32) * np.float32(rows / crop[0])).astype(int).clip(max=rows - 1)
-        c = np.floor(np.arange(crop[1], dtype=np.float32) * np.float32(columns / crop[1])).astype(int)
-        superpixels = superpixels[cut][r[:, None], c.clip(max=columns - 1)]
+        superpixels = superpixels[cut][_nearest(rows, crop[0])[:, None], _nearest(columns, crop[1])]
     if mirrored:
         image = image[:, ::-1]
         superpixels = None if superpixels is None else superpixels[:, ::-1]
     return replace(view, image=image, superpixels=superpixels)
+
+
+def _nearest(source: int, target: int) -> np.ndarray:
+    """Source pixel of each of `target` pixels `[target]`; floor in float32, as torch's "nearest" has it."""
+    return np.floor(np.arange(target, dtype=np.float32) * np.float32(source / target)).astype(np.int64)

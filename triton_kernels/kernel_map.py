@@ -5,7 +5,7 @@ from itertools import product
 
 import torch
 
-from triton_kernels.coordinates import HIGHEST, LOWEST, floor_to, key_offset, pack
+from triton_kernels.coordinates import HIGHEST, LOWEST, check, floor_to, key_offset, pack
 from triton_kernels.hash_table import HashTable
 
 Triple = tuple[int, int, int]
@@ -16,13 +16,15 @@ class KernelMap:
     """Pairs of rows for each kernel offset.
 
     `fine[k]` and `coarse[k]` are `[P_k]` int64: row fine[k][i] (the convolution's input) meets weight k at row
-    coarse[k][i] (its output). A transposed convolution reads the same map from coarse to fine.
+    coarse[k][i] (its output). A transposed convolution reads the same map from coarse to fine. `centre` is the offset
+    at which each row meets itself, if there is one.
     """
 
     fine: tuple[torch.Tensor, ...]
     coarse: tuple[torch.Tensor, ...]
     n_fine: int
     n_coarse: int
+    centre: int | None
 
 
 def kernel_offsets(kernel: Triple) -> list[Triple]:
@@ -62,7 +64,8 @@ def build(fine: torch.Tensor, coarse: torch.Tensor, kernel: Triple, step: Triple
             found = torch.where(inside.all(1), found, -1)  # beyond the range a key would name another voxel
         hit = torch.nonzero(found >= 0).squeeze(1)
         pairs[k] = (found[hit], order[hit])
-    return KernelMap(tuple(p[0] for p in pairs), tuple(p[1] for p in pairs), len(fine), len(coarse))
+    fine_rows, coarse_rows = zip(*pairs, strict=True)
+    return KernelMap(fine_rows, coarse_rows, len(fine), len(coarse), centre=len(pairs) // 2 if mirrored else None)
 
 
 def downsample(coordinates: torch.Tensor, stride: Triple) -> torch.Tensor:
@@ -78,6 +81,7 @@ def reached(coarse: torch.Tensor, kernel: Triple, step: Triple) -> torch.Tensor:
 
 
 def _distinct(coordinates: torch.Tensor) -> torch.Tensor:
+    check(coordinates)  # rounding down and reaching forward may leave the range, where keys would wrap
     keys = pack(coordinates)
     ordered, rows = torch.sort(keys, stable=True)
     first = torch.ones(len(keys), dtype=torch.bool, device=keys.device)

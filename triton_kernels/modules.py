@@ -11,6 +11,7 @@ from triton_kernels import kernel_map as maps
 from triton_kernels.convolution import convolve
 from triton_kernels.coordinates import check, pack, triple
 from triton_kernels.hash_table import HashTable
+from triton_kernels.normalization import normalize
 
 Size = int | tuple[int, int, int]
 
@@ -50,11 +51,7 @@ class SparseTensor:
     def __init__(self, features: torch.Tensor, coordinates: torch.Tensor, stride: Size = 1):
         check(coordinates)
         self.stride = triple(stride, "stride")
-        if features.ndim != 2 or len(features) != len(coordinates):
-            raise ValueError(
-                f"features must be [V, C] with one row a coordinate; they are {list(features.shape)} "
-                f"for {len(coordinates)} coordinates."
-            )
+        _check_features(features, coordinates)
         if self.stride != (1, 1, 1) and (coordinates[:, 1:] % coordinates.new_tensor(self.stride)).any():
             raise ValueError(f"coordinates must be multiples of the stride {self.stride}.")
         self.features = features
@@ -67,9 +64,13 @@ class SparseTensor:
         return self.cache.coordinates[self.stride]
 
     def with_features(self, features: torch.Tensor, stride: tuple[int, int, int] | None = None) -> SparseTensor:
-        """Other features on the same coordinates (or on those that the cache holds at `stride`), same cache."""
+        """Other features on the same coordinates (or on those that the cache holds at `stride`), same cache.
+
+        Raises ValueError unless there is one row of features a coordinate.
+        """
         other = object.__new__(SparseTensor)
         other.features, other.stride, other.cache = features, stride or self.stride, self.cache
+        _check_features(features, other.coordinates)
         return other
 
     def to(self, device: torch.device | str) -> SparseTensor:
@@ -81,6 +82,14 @@ class SparseTensor:
         return (
             f"SparseTensor({len(self.features)} voxels, {self.features.shape[1]} channels, stride {self.stride}, "
             f"{batches} batch items, {self.features.dtype}, {self.features.device})"
+        )
+
+
+def _check_features(features: torch.Tensor, coordinates: torch.Tensor) -> None:
+    if features.ndim != 2 or len(features) != len(coordinates):
+        raise ValueError(
+            f"features must be [V, C] with one row a coordinate; they are {list(features.shape)} "
+            f"for {len(coordinates)} coordinates."
         )
 
 
@@ -178,7 +187,10 @@ class SparseConvTranspose3d(_SparseLayer):
 
 
 class BatchNorm(nn.Module):
-    """Batch norm over all voxels of the batch. `bn` is an ordinary nn.BatchNorm1d, so SyncBatchNorm can replace it."""
+    """Batch norm over all voxels of the batch, with the semantics and the state of nn.BatchNorm1d.
+
+    `bn` is an ordinary nn.BatchNorm1d, so that nn.SyncBatchNorm.convert_sync_batchnorm can replace it.
+    """
 
     def __init__(self, channels: int, momentum: float = 0.1, eps: float = 1e-5):
         super().__init__()
@@ -186,12 +198,19 @@ class BatchNorm(nn.Module):
 
     def forward(self, x: SparseTensor) -> SparseTensor:
         """Normalised features; fewer than two voxels have no variance of their own and take the running one."""
-        if len(x.features) > 1 or not self.training:
-            return x.with_features(self.bn(x.features))
-        b = self.bn
-        return x.with_features(
-            nn.functional.batch_norm(x.features, b.running_mean, b.running_var, b.weight, b.bias, eps=b.eps)
-        )
+        bn, voxels = self.bn, len(x.features)
+        if isinstance(bn, nn.SyncBatchNorm):
+            return x.with_features(bn(x.features))
+        if not self.training or voxels < 2:
+            return x.with_features(
+                nn.functional.batch_norm(x.features, bn.running_mean, bn.running_var, bn.weight, bn.bias, eps=bn.eps)
+            )
+        features, mean, variance = normalize(x.features, bn.weight, bn.bias, bn.eps)
+        with torch.no_grad():
+            bn.running_mean.lerp_(mean, bn.momentum)
+            bn.running_var.lerp_(variance * voxels / (voxels - 1), bn.momentum)
+            bn.num_batches_tracked += 1
+        return x.with_features(features)
 
 
 def cat(a: SparseTensor, b: SparseTensor) -> SparseTensor:

@@ -16,6 +16,9 @@ class CylindricalGrid:
     phi_degrees: float = 1.0
     z: float = 0.1
 
+    def __post_init__(self):
+        _check_edges(self.rho, self.phi_degrees, self.z)
+
     def bins(self, points: torch.Tensor) -> torch.Tensor:
         """Continuous grid coordinates `[N, 3]` of points `[N, 3]` in metres, in the points' own precision."""
         x, y, z = points.unbind(1)
@@ -30,9 +33,17 @@ class CartesianGrid:
 
     edge: float | tuple[float, float, float] = 0.1
 
+    def __post_init__(self):
+        _check_edges(*(self.edge if isinstance(self.edge, tuple) else (self.edge,)))
+
     def bins(self, points: torch.Tensor) -> torch.Tensor:
         """Continuous grid coordinates `[N, 3]` of points `[N, 3]` in metres, in the points' own precision."""
         return points / torch.as_tensor(self.edge, dtype=points.dtype, device=points.device)
+
+
+def _check_edges(*edges: float) -> None:
+    if len(edges) not in (1, 3) or not all(0 < edge < math.inf for edge in edges):
+        raise ValueError(f"voxel edges must be one number or three, all above 0; they are {edges}.")
 
 
 @dataclass
@@ -52,8 +63,13 @@ def voxelize(points: torch.Tensor, batch_index: torch.Tensor, grid: CylindricalG
         batch_index: `[N]` integers, the batch item of each point.
         grid: the voxels' shape.
 
-    Raises ValueError for points that are not finite or lie outside the key's range.
+    Raises ValueError for shapes that do not fit, and for points that are not finite or outside the key's range.
     """
+    if points.ndim != 2 or points.shape[1] < 3 or batch_index.shape != points.shape[:1]:
+        raise ValueError(
+            f"voxelize takes points [N, 3] and a batch index [N]; they are {list(points.shape)} and "
+            f"{list(batch_index.shape)}."
+        )
     bins = torch.floor(grid.bins(points[:, :3]))
     bad = int((~torch.isfinite(bins)).any(1).sum())
     if bad:

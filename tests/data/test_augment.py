@@ -147,7 +147,7 @@ def test_resizing_without_antialiasing(golden):
     arrays, _ = golden("resize_synthetic")
     y, x, c = np.mgrid[:900, :1600, :3]
     image = ((7 * y + 13 * x + 101 * c + (y * x) // 97) % 256).astype(np.uint8)
-    labels = (y // 37 * 16 + x // 101)[..., 0].astype(np.int32)
+    labels = ((y // 37 * 16 + x // 101) % 256)[..., 0].astype(np.int32)  # stored in 8 bits
     source = Frame("synthetic", np.zeros((0, 4), np.float32), cameras=[CameraView("c", "c", image, labels)])
     for box, colours, ids in (
         ((0, 0, 900, 1600), "resize_val", "label_resized"),
@@ -357,6 +357,27 @@ def test_a_refused_cuboid_is_given_up_or_drawn_again():
     paper = replace(strict, paper_cuboid=True)
     cuboid = augment._draw_cuboid(Scripted(**imposed), before.points, before.pairs, 2, paper)
     assert 0.5 * (cuboid[0] + cuboid[1]) == pytest.approx(before.points[far, :3], rel=1e-5)
+
+
+def test_the_papers_cuboid_counts_the_pairs_of_all_images_together():
+    before = make_frame(np.random.default_rng(0), 100, 2, (90, 160), 100)
+    before.pairs = before.pairs.select((before.pairs.camera == 1) | (before.pairs.point < 10))
+    imposed, asked = {"uniform": [1e-6], "integers": [0]}, AugmentSettings(min_pairs=50)  # takes one point
+    assert augment._draw_cuboid(Scripted(**imposed), before.points, before.pairs, 2, asked) is None
+    paper = replace(asked, paper_cuboid=True)
+    assert augment._draw_cuboid(Scripted(**imposed), before.points, before.pairs, 2, paper) is not None
+
+
+def test_a_crop_counts_only_the_pairs_that_the_cuboid_left():
+    before = make_frame(np.random.default_rng(0), 100, 1, (90, 160), 100)
+    before.points[:, :3] = np.random.default_rng(1).uniform(-20, 20, (100, 3))
+    cut = 0
+    for seed in range(300):
+        drawn = draw(np.random.default_rng(seed), before, AugmentSettings((45, 80), cuboid=2.0, min_pairs=40))
+        left, after = len(apply(before, replace(drawn, crop=None)).pairs), len(apply(before, drawn).pairs)
+        assert after > 40 or after > 0.75 * left or drawn.boxes == ((0, 0, 90, 160),)
+        cut += left < 80 and drawn.boxes != ((0, 0, 90, 160),)
+    assert cut > 20  # enough cases in which it matters
 
 
 @pytest.mark.parametrize("pairs", [0, 40])

@@ -88,18 +88,24 @@ def test_hardly_any_voxels(voxels, training):
     assert all(torch.isfinite(b).all() for b in net.buffers())
 
 
-def test_bfloat16_follows_float32():
-    """Autocast trains: outputs and gradients agree with float32's to bfloat16's three digits, summed over 40 layers."""
+@pytest.mark.parametrize(("training", "cosine"), [(False, 0.99), (True, 0.9)])
+def test_bfloat16_follows_float32(training, cosine):
+    """Autocast trains: outputs agree to bfloat16's digits, and the gradient of all weights points the same way.
+
+    With the batch's own statistics, float32 with nothing but its convolutions' inputs rounded loses as much.
+    """
     results = []
     for enabled in (False, True):
-        net = narrow().train()
+        net = narrow().train(training)
         with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
             out = net(scan(600)).features
-        out.float().square().mean().backward()
-        results.append((out.float().detach(), net.conv1p1s2.weight.grad, net.final.weight.grad))
+        (out.float() * torch.linspace(-1, 1, out.numel()).reshape(out.shape)).mean().backward()
+        assert out.dtype == (torch.bfloat16 if enabled else torch.float32)
         assert all(p.grad.dtype == torch.float32 for p in net.parameters())
-    for exact, half in zip(*results, strict=True):
-        assert torch.nn.functional.cosine_similarity(exact.flatten(), half.flatten(), dim=0) > 0.99
+        results.append((out.float().detach(), torch.cat([p.grad.flatten() for p in net.parameters()])))
+    (exact, exact_grad), (half, half_grad) = results
+    assert (half - exact).norm() < 0.03 * exact.norm()
+    assert nn.functional.cosine_similarity(exact_grad, half_grad, dim=0) > cosine
 
 
 def test_a_small_network_learns():
@@ -115,7 +121,7 @@ def test_a_small_network_learns():
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
-        losses.append(float(loss))
+        losses.append(loss.item())
     assert losses[-1] < 0.1 * losses[0]
 
 
@@ -124,7 +130,7 @@ def test_checkpoints_there_and_back(prefix):
     state = narrow().state_dict()
     theirs = to_minkowski(state)
     assert theirs["conv0p1s1.kernel"].shape == (27, 1, 8)
-    assert theirs["block1.0.downsample.0.kernel"].ndim == theirs["final.kernel"].ndim == 2
+    assert theirs["block2.0.downsample.0.kernel"].ndim == theirs["final.kernel"].ndim == 2
     assert theirs["final.bias"].shape == (1, 6)
     ours = from_minkowski({prefix + key: value for key, value in theirs.items()})
     assert list(ours) == [key for key in state if not key.endswith(UNREAD)]

@@ -52,28 +52,27 @@ def test_layer(shared, name, dtype):
     tolerance = 1e-6
     assert relative(y.features[rows], z["out_feats"]) < tolerance
     assert relative(features.grad, z["grad_in"]) < tolerance
-    assert (
-        relative(layer.weight.grad, z["kernel"] * 0 + z["grad_kernel"]) < tolerance
-        if layer.weight.grad.shape == z["grad_kernel"].shape
-        else relative(layer.weight.grad[0], z["grad_kernel"]) < tolerance
-    )
+    assert relative(layer.weight.grad.reshape(z["grad_kernel"].shape), z["grad_kernel"]) < tolerance
     if meta["bias"]:
         assert relative(layer.bias.grad, z["grad_bias"].reshape(-1)) < tolerance
+    fine_stride = y.stride if meta["transposed"] else x.stride
+    offsets = np.array(kernel_offsets(layer.kernel_size)) * layer.dilation * fine_stride
+    assert np.array_equal(offsets, z["offsets"])
+    if x.cache.maps:  # a plain matrix product needs none
+        assert pairs_of(x, meta["transposed"], rows) == [tuple(p) for p in z["kmap"].tolist()]
 
-    # the pairs themselves, exactly
-    if layer.weight.shape[0] > 1 or meta["stride"] != [1, 1, 1]:
-        (kernel_map,) = x.cache.maps.values()
-        back = np.argsort(rows)  # our output row -> the file's
-        ours = []
-        for k, (fine, coarse) in enumerate(zip(kernel_map.fine, kernel_map.coarse, strict=True)):
-            i, o = (coarse, fine) if meta["transposed"] else (fine, coarse)
-            ours += [(k, int(a), int(back[int(b)])) for a, b in zip(i, o, strict=True)]
-        assert sorted(ours, key=lambda p: (p[0], p[2], p[1])) == [tuple(p) for p in z["kmap"].tolist()]
-        assert (
-            np.array_equal(np.array(kernel_offsets(layer.kernel_size)), z["offsets"])
-            or meta["dilation"] != [1, 1, 1]
-            or meta["in_tensor_stride"] != [1, 1, 1]
-        )
+
+def pairs_of(x: SparseTensor, transposed: bool, rows: list[int]) -> list[tuple[int, int, int]]:
+    """The only kernel map of the cache as (k, input row, the file's output row), in the file's order."""
+    (kernel_map,) = x.cache.maps.values()
+    inputs, outputs = (kernel_map.coarse, kernel_map.fine) if transposed else (kernel_map.fine, kernel_map.coarse)
+    back = np.argsort(rows)  # our output row -> the file's
+    pairs = [
+        (k, int(a), int(back[int(b)]))
+        for k, (i, o) in enumerate(zip(inputs, outputs, strict=True))
+        for a, b in zip(i, o, strict=True)
+    ]
+    return sorted(pairs, key=lambda p: (p[0], p[2], p[1]))
 
 
 def test_quantize(shared):
@@ -110,45 +109,56 @@ def seeded(key: str, shape: tuple, seed: int) -> torch.Tensor:
     return torch.from_numpy(np.float32(u))
 
 
+def golden_network(z) -> MinkUNet:
+    """The file's network with its weights, in float32."""
+    meta = json.loads(str(z["meta"]))
+    net = MinkUNet(
+        meta["out_channels"],
+        bn_momentum=meta["config"]["bn_momentum"],
+        normalize=meta["config"]["normalize_features"],
+        planes=tuple(meta["planes"]),
+        stem=meta["init_dim"],
+        stem_kernel=meta["config"]["kernel_size"],
+    )
+    theirs = to_minkowski(net.state_dict())
+    for key, value in theirs.items():
+        if f"sd/{key}" in z.files:
+            theirs[key] = torch.from_numpy(z[f"sd/{key}"])
+            assert theirs[key].shape == value.shape
+        else:
+            theirs[key] = seeded(key, tuple(value.shape), meta["weight_seed"])
+    net.load_state_dict(from_minkowski(theirs))
+    return net
+
+
+def train_step(net: MinkUNet, z, dtype: torch.dtype):
+    """(output, gradient of the features, signs at every ReLU) of the file's forward and backward pass."""
+    signs = []
+
+    def relu(x):
+        signs.append(x > 0)
+        return x.clamp_min(0)
+
+    features = torch.from_numpy(z["feats"]).to(dtype).requires_grad_()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "relu", relu)
+        out = net.to(dtype).train()(SparseTensor(features, torch.from_numpy(z["coords"]))).features
+    (out * torch.from_numpy(z["grad_out"])).sum().backward()
+    return out.detach(), features.grad, signs
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("name", ["net_narrow_2k", "net_narrow_k5_norm_2k", "net_full_norm64_2k"])
 def test_network(shared, name, dtype):
     z = np.load(shared("golden", f"{name}.npz"))
-    meta = json.loads(str(z["meta"]))
-    config = meta["config"]
-    net = MinkUNet(
-        meta["out_channels"], bn_momentum=config["bn_momentum"], normalize=config["normalize_features"],
-        planes=tuple(meta["planes"]), stem=meta["init_dim"], stem_kernel=config["kernel_size"],
-    )  # fmt: skip
-    theirs = to_minkowski(net.state_dict())
-    for key, value in theirs.items():
-        if f"sd/{key}" in z.files:
-            theirs[key] = torch.from_numpy(z[f"sd/{key}"]).reshape(value.shape)
-        elif "num_batches" not in key:
-            theirs[key] = seeded(key, tuple(value.shape), meta["weight_seed"])
-    net.load_state_dict(from_minkowski(theirs))
-    net.to(dtype)
-
-    features = torch.from_numpy(z["feats"]).to(dtype).requires_grad_()
-    x = SparseTensor(features, torch.from_numpy(z["coords"]))
+    net = golden_network(z)
     stages = {}
     for key in [k for k in z.files if k.startswith("stage/")]:
-        module = net.get_submodule(key[6:])
-        module.register_forward_hook(lambda m, i, o, key=key: stages.update({key: o}))
-    net.train()
-    out = net(x).features
-    assert relative(out, z["out_train"]) < 1e-5
-    loss = (out * torch.from_numpy(z["grad_out"])).sum()
-    assert abs(float(loss) - float(z["loss"])) < 1e-4 * max(1, abs(float(z["loss"])))
-    loss.backward()
-    assert relative(features.grad, z["grad_feats"]) < 1e-5
+        net.get_submodule(key[6:]).register_forward_hook(lambda m, i, o, key=key: stages.update({key: o}))
+    out, grad_features, signs = train_step(net, z, dtype)
     grads = to_minkowski({k: p.grad for k, p in net.named_parameters()})
-    for i, key in enumerate(z["gradstat_keys"].tolist()):
-        g = grads[key].double().reshape(-1)
-        assert abs(float(g.norm()) - z["gradstat_l2"][i]) < 1e-4 * z["gradstat_l2"][i]
-        assert relative(g[torch.from_numpy(z["gradstat_idx"][i])], z["gradstat_val"][i]) < 1e-4
-    for key in [k for k in z.files if k.startswith("grad/")]:
-        assert relative(grads[key[5:]].reshape(-1), z[key].reshape(-1)) < 1e-5, key
+    assert relative(out, z["out_train"]) < 1e-5
+    assert abs(float((out * torch.from_numpy(z["grad_out"])).sum()) / float(z["loss"]) - 1) < 1e-5
     for key, y in stages.items():
         rows = rows_of(z[f"stage_coords_ts{y.stride[0]}"], y.coordinates)
         assert relative(y.features[rows], z[key]) < 1e-5, key
@@ -156,12 +166,30 @@ def test_network(shared, name, dtype):
     for key in [k for k in z.files if k.startswith("bn_after1/")]:
         assert relative(after[key[10:]], z[key]) < 1e-5, key
 
+    # A few of a million inputs of a ReLU lie within 1e-6 of zero. On which side they fall in float32 is the processor's
+    # affair, and one that changes sides moves some gradients by 1e-3; in float64 nothing does.
+    tolerance = 1e-5
+    if dtype == torch.float32:
+        _, _, exact = train_step(golden_network(z), z, torch.float64)
+        flipped = sum(int((a != b).sum()) for a, b in zip(signs, exact, strict=True))
+        assert flipped <= 2
+        tolerance = 1e-2 if flipped else 1e-5
+    assert relative(grad_features, z["grad_feats"]) < tolerance
+    assert set(grads) == set(z["gradstat_keys"].tolist())
+    for i, key in enumerate(z["gradstat_keys"].tolist()):
+        sample = grads[key].reshape(-1)[torch.from_numpy(z["gradstat_idx"][i])]
+        assert abs(float(grads[key].double().norm()) / z["gradstat_l2"][i] - 1) < tolerance, key
+        assert relative(sample, z["gradstat_val"][i]) < max(tolerance, 3e-5), key  # 64 of up to a million values
+    for key in [k for k in z.files if k.startswith("grad/")]:
+        assert relative(grads[key[5:]], z[key]) < tolerance, key
+
     for key in [k for k in z.files if k.startswith("eval_bn/")]:
         after[key[8:]] = torch.from_numpy(z[key])
     net.load_state_dict(from_minkowski(after))
     net.eval()
     with torch.no_grad():
-        assert relative(net(SparseTensor(features.detach(), x.coordinates)).features, z["out_eval"]) < 1e-5
+        x = SparseTensor(torch.from_numpy(z["feats"]).to(dtype), torch.from_numpy(z["coords"]))
+        assert relative(net(x).features, z["out_eval"]) < 1e-5
 
 
 def test_the_published_key_list_is_ours(shared):

@@ -95,10 +95,7 @@ def test_gradcheck():
     layer = SparseConv3d(2, 3, 3, 2).double()
 
     def f(features, weight):
-        layer.weight.data = weight
-        x = SparseTensor(features, coordinates)
-        y = torch.func.functional_call(layer, {"weight": weight}, (x,))
-        return y.features
+        return torch.func.functional_call(layer, {"weight": weight}, (SparseTensor(features, coordinates),)).features
 
     features = torch.randn(len(coordinates), 2, dtype=torch.float64, requires_grad=True)
     weight = torch.randn(27, 2, 3, dtype=torch.float64, requires_grad=True)
@@ -146,7 +143,9 @@ def test_the_order_of_the_input_does_not_matter():
 
 def test_the_edge_of_the_range_is_no_seam():
     """Neighbouring keys of far-apart voxels: the last z of one column and the first of the next never meet."""
-    coordinates = torch.tensor([[0, 0, 0, HIGHEST[3]], [0, 0, 1, LOWEST[3]], [1, LOWEST[1], 0, 0], [0, HIGHEST[1], 0, 0]])
+    coordinates = torch.tensor(
+        [[0, 0, 0, HIGHEST[3]], [0, 0, 1, LOWEST[3]], [1, LOWEST[1], 0, 0], [0, HIGHEST[1], 0, 0]]
+    )
     x = SparseTensor(torch.ones(4, 1), coordinates)
     found = x.cache.kernel_map(x.stride, x.stride, (3, 3, 3), (1, 1, 1))
     assert [len(p) for p in found.fine] == [4 if k == 13 else 0 for k in range(27)]
@@ -164,17 +163,44 @@ def test_half_precision_sums_in_float32():
     assert (half - exact).norm() / exact.norm() < 1e-2
 
 
-def test_batch_norm_is_that_of_all_voxels_and_survives_few():
+@pytest.mark.parametrize("n", [2, 3, 1023])
+def test_batch_norm_is_that_of_all_voxels(n):
+    """Outputs, running statistics and gradients of nn.BatchNorm1d in float64; then evaluation."""
+    torch.manual_seed(n)
+    norm, expected = BatchNorm(5, momentum=0.3).double(), torch.nn.BatchNorm1d(5, momentum=0.3).double()
+    for module in (norm.bn, expected):
+        torch.nn.init.uniform_(module.weight, generator=torch.Generator().manual_seed(1))
+        torch.nn.init.uniform_(module.bias, generator=torch.Generator().manual_seed(2))
+    coordinates = torch.arange(n)[:, None] * torch.tensor([0, 1, 1, 1])
+    features = (torch.randn(n, 5, dtype=torch.float64) * 3 + 100).requires_grad_()
+    grad = torch.randn(n, 5, dtype=torch.float64)
+    ours, theirs = norm(SparseTensor(features, coordinates)).features, expected(features)
+    assert torch.allclose(ours, theirs, atol=1e-10)
+    assert norm.bn.state_dict().keys() == expected.state_dict().keys()
+    for key, value in expected.state_dict().items():
+        assert torch.allclose(norm.bn.state_dict()[key], value), key
+    inputs = torch.autograd.grad(ours, (features, norm.bn.weight, norm.bn.bias), grad)
+    for a, b in zip(inputs, torch.autograd.grad(theirs, (features, *expected.parameters()), grad), strict=True):
+        assert torch.allclose(a, b, atol=1e-9)
+    norm.eval(), expected.eval()
+    assert torch.allclose(norm(SparseTensor(features, coordinates)).features, expected(features), atol=1e-10)
+
+
+def test_batch_norm_keeps_its_digits_far_from_zero():
+    features = torch.randn(20_000, 4) + 30
+    x = SparseTensor(features, torch.arange(20_000)[:, None] * torch.tensor([0, 1, 1, 1]))
+    exact = torch.nn.BatchNorm1d(4).double()(features.double())
+    assert (BatchNorm(4)(x).features - exact).abs().max() < 2e-5  # one float32 step of 30 is 2e-6
+
+
+@pytest.mark.parametrize("n", [0, 1])
+def test_batch_norm_of_too_few_voxels_takes_the_running_statistics(n):
     norm = BatchNorm(5)
-    coordinates = cloud(100, 4)
-    x = SparseTensor(torch.randn(len(coordinates), 5) * 3 + 1, coordinates)
-    y = norm(x).features
-    assert torch.allclose(y.mean(0), torch.zeros(5), atol=1e-5) and torch.allclose(
-        y.var(0, unbiased=False), torch.ones(5), atol=1e-3
-    )
-    for n in (0, 1):
-        few = SparseTensor(x.features[:n], coordinates[:n])
-        assert norm(few).features.shape == (n, 5) and torch.isfinite(norm(few).features).all()
+    torch.nn.init.uniform_(norm.bn.running_mean)
+    x = SparseTensor(torch.randn(n, 5), cloud(100, 4)[:n])
+    trained = norm(x).features
+    assert torch.equal(trained, norm.eval()(x).features) and trained.shape == (n, 5)
+    assert norm.bn.num_batches_tracked == 0
 
 
 def test_cat_and_to_points():
@@ -188,6 +214,7 @@ def test_cat_and_to_points():
     assert "3 batch items" in repr(x) and "2 channels" in repr(x)
 
 
+CORNER = torch.tensor([[0, LOWEST[1], 0, 0]])  # no multiple of 3: rounded down it leaves the range
 GOOD = torch.zeros(2, 4, dtype=torch.int32) + torch.arange(2)[:, None]
 
 
@@ -208,6 +235,11 @@ GOOD = torch.zeros(2, 4, dtype=torch.int32) + torch.arange(2)[:, None]
             ValueError,
             "1 of 1 points are not finite",
         ),
+        (lambda: voxelize(torch.zeros(2, 3), torch.zeros(3), CartesianGrid()), ValueError, r"\[2, 3\] and \[3\]"),
+        (lambda: CartesianGrid(0.0), ValueError, "edges must be one number or three, all above 0"),
+        (lambda: CylindricalGrid(z=-1.0), ValueError, "edges must be"),
+        (lambda: SparseTensor(torch.zeros(2, 1), GOOD).with_features(torch.zeros(3, 1)), ValueError, "one row a"),
+        (lambda: SparseConv3d(1, 1, 3, 3)(SparseTensor(torch.zeros(1, 1), CORNER)), ValueError, "coordinate x spans"),
         (lambda: voxelize(torch.full((1, 3), 1e6), torch.zeros(1), CartesianGrid()), ValueError, "coordinate x spans"),
     ],
 )
