@@ -19,8 +19,9 @@ class SuperpixelSettings:
     """What decides a map; the defaults are SLidR's, for 1600 x 900 images.
 
     kind: "slic", "felzenszwalb" or "none" (every pixel its own superpixel).
-    segments, compactness, sigma: of SLIC; sigma (pixels of Gaussian blur) also of Felzenszwalb (published: 0.35).
-    scale, min_size: of Felzenszwalb.
+    segments, compactness: of SLIC.
+    sigma: Gaussian blur beforehand, in pixels; published: 3 for SLIC, 0.35 for Felzenszwalb.
+    scale, min_size: of Felzenszwalb, the latter in pixels.
     """
 
     kind: str = "slic"
@@ -36,16 +37,16 @@ def compute(image: np.ndarray, settings: SuperpixelSettings) -> np.ndarray:
     if settings.kind == "none":
         return np.arange(image.shape[0] * image.shape[1], dtype=np.int32).reshape(image.shape[:2])
     if settings.kind == "felzenszwalb":
-        return felzenszwalb(image, scale=settings.scale, sigma=settings.sigma, min_size=settings.min_size).astype(
-            np.int32
+        ids = felzenszwalb(image, scale=settings.scale, sigma=settings.sigma, min_size=settings.min_size)
+    else:
+        ids = slic(
+            image,
+            n_segments=settings.segments,
+            compactness=settings.compactness,
+            sigma=settings.sigma,
+            start_label=0,
         )
-    return slic(
-        image,
-        n_segments=settings.segments,
-        compactness=settings.compactness,
-        sigma=settings.sigma,
-        start_label=0,
-    ).astype(np.int32)
+    return ids.astype(np.int32)
 
 
 def map_path(folder: Path, kind: str, token: str) -> Path:
@@ -62,11 +63,11 @@ def save(path: Path, ids: np.ndarray) -> None:
 
 
 def load(path: Path, size: tuple[int, int], image: str) -> np.ndarray:
-    """Read a map `[H, W]` int32. Raises InputError if it does not decode or has not the `size` of its `image`."""
+    """Read a map `[H, W]` int32. Raises InputError if it does not decode or is not of the `size` of its `image`."""
     try:
         with Image.open(path) as file:
             ids = np.asarray(file).astype(np.int32)
-    except (OSError, SyntaxError, ValueError) as error:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # PIL's ways to say "broken"
         raise InputError(
             f"cannot decode the superpixel map {path} ({error}); remove it to have it made anew."
         ) from error
@@ -79,7 +80,10 @@ def load(path: Path, size: tuple[int, int], image: str) -> np.ndarray:
 
 
 def load_or_compute(view: CameraView, folder: Path, settings: SuperpixelSettings) -> np.ndarray:
-    """The stored map `[H, W]` int32 of a camera's image; made and stored if there is none."""
+    """The stored map `[H, W]` int32 of a camera's image; made and stored if there is none ("none" is never stored).
+
+    Raises InputError for a stored map that cannot be used or a folder that cannot be written.
+    """
     if settings.kind == "none":
         return compute(view.image, settings)
     path = map_path(folder, settings.kind, view.token)
@@ -91,7 +95,11 @@ def load_or_compute(view: CameraView, folder: Path, settings: SuperpixelSettings
 
 
 def compute_all(image_files: list[tuple[str, Path]], folder: Path, settings: SuperpixelSettings, workers: int) -> int:
-    """Make every missing map with `workers` processes; how many were made. A killed run goes on where it was."""
+    """Make every missing map with `workers` processes (0 = this one); how many were made.
+
+    A map on disk is a whole one, so a killed run goes on where it was. Several machines share the work by passing a
+    part of `image_files` each. Raises InputError for an image that does not decode.
+    """
     if settings.kind == "none":
         return 0
     missing = [(t, f) for t, f in image_files if not map_path(folder, settings.kind, t).exists()]

@@ -20,6 +20,10 @@ def run(settings: Convert) -> None:
             torch.save({"model_points": weights}, temporary)
     else:
         weights = from_minkowski(_published_weights(settings.source))
+        if "final.weight" not in weights:
+            raise InputError(
+                f"{settings.source} lacks the key `final.kernel`; is this the lidar network of a checkpoint?"
+            )
         out_channels = weights["final.weight"].shape[-1]
         student = Student(PUBLISHED, out_channels, bn_momentum=0.05, normalize=True)
         content = {"spec": PUBLISHED.model_dump(), "weights": weights}

@@ -107,8 +107,8 @@ def test_weights_of_another_architecture(command):
     words = ["linprobe", "--root=world", "--weights=output/pretrain/run/model.pt", "--workers=0"]
     sentence = command.refused(*words, "--architecture=res16unet34c")
     assert "res16unet14c" in sentence and "res16unet34c" in sentence
-    sentence = command.refused(*words, "--voxel_size=[0.2,1,0.2]")
-    assert "voxel_size" in sentence and "0.2" in sentence and "0.1" in sentence
+    sentence = command.refused(*words, "--voxel_size=[0.3,1,0.2]")
+    assert "voxel_size" in sentence and "(0.3, 1.0, 0.2)" in sentence and "(0.2, 1.0, 0.2)" in sentence
     assert not Path("output/linprobe").exists()
 
 

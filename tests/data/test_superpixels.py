@@ -1,0 +1,216 @@
+"""Superpixel maps: equal to the published ones on equal pixels; stored whole, once, in the field's layout."""
+
+import hashlib
+import json
+import os
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from PIL import Image
+from skimage.measure import label
+
+from data import superpixels
+from data.disk import InputError, read_image
+from data.frame import CameraView
+from data.superpixels import SuperpixelSettings, compute, compute_all, load, load_or_compute, map_path, save
+
+SMALL = SuperpixelSettings(segments=12, sigma=1.0)
+
+
+def picture(seed: int, size: tuple[int, int] = (40, 60)) -> np.ndarray:
+    """Smooth random colours `[H, W, 3]` uint8."""
+    coarse = np.random.default_rng(seed).integers(0, 256, (4, 6, 3), np.uint8)
+    return np.asarray(Image.fromarray(coarse).resize(size[::-1], Image.Resampling.BICUBIC))
+
+
+# What a map is
+
+
+@pytest.mark.parametrize("index", [0, 7])
+def test_slic_is_the_published_codes(shared, index):
+    """Bit for bit on bit-equal pixels; JPEG decoders differ, so another Pillow may have none."""
+    expected = json.loads(shared("golden", "step", "A_superpixels_meta.json").read_text())["images"][index]
+    image = read_image(shared("realdata", "nuscenes2") / expected["file"])
+    if hashlib.sha256(image.tobytes()).hexdigest() != expected["image_sha256"]:
+        pytest.skip("this JPEG decoder gives other pixels")
+    ids = compute(image, SuperpixelSettings())
+    assert ids.dtype == np.int32 and ids.min() == 0
+    digest = hashlib.sha256(ids.astype(np.uint8).tobytes()).hexdigest()
+    assert digest == expected["label_sha256"]["superpixels_skimage0.26.0"]
+    published = load(
+        shared("golden", "step", "superpixels_skimage0.18.2", f"{expected['frame']}_{expected['cam']}.png"),
+        image.shape[:2],
+        expected["file"],
+    )
+    assert (ids == published).mean() == pytest.approx(expected["frac_pixels_equal"], abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    "asked", [SMALL, SuperpixelSettings("felzenszwalb", sigma=0.35, scale=30.0, min_size=40)], ids=lambda s: s.kind
+)
+def test_superpixels_are_connected_regions_of_like_colour(asked):
+    image = picture(0)
+    ids = compute(image, asked)
+    assert ids.shape == (40, 60) and ids.dtype == np.int32
+    assert 4 <= ids.max() + 1 <= 40
+    np.testing.assert_array_equal(np.unique(ids), np.arange(ids.max() + 1))
+    assert label(ids + 1, connectivity=2).max() == ids.max() + 1  # as many components as ids
+    within = sum(image[ids == i].var(axis=0).sum() * (ids == i).sum() for i in range(ids.max() + 1)) / ids.size
+    assert within < 0.4 * image.reshape(-1, 3).var(axis=0).sum()
+
+
+def test_settings_decide():
+    image = picture(1)
+    few, many = (compute(image, SuperpixelSettings(segments=n, sigma=1.0)).max() for n in (5, 50))
+    assert few < many
+    felzenszwalb = SuperpixelSettings("felzenszwalb", sigma=0.35, scale=30.0, min_size=300)
+    assert np.bincount(compute(image, felzenszwalb).ravel()).min() >= 300
+
+
+def test_none_gives_every_pixel_its_own():
+    ids = compute(picture(0, (5, 7)), SuperpixelSettings("none"))
+    np.testing.assert_array_equal(ids, np.arange(35).reshape(5, 7))
+
+
+@pytest.mark.parametrize("kind", ["slic", "felzenszwalb", "none"])
+@pytest.mark.parametrize("size", [(1, 1), (1, 9), (3, 2)])
+def test_tiny_images(kind, size):
+    ids = compute(picture(0, size), SuperpixelSettings(kind))
+    assert ids.shape == size and ids.dtype == np.int32 and ids.min() == 0
+
+
+# On disk
+
+
+@settings(max_examples=40)
+@given(
+    ids=hnp.arrays(np.int32, hnp.array_shapes(min_dims=2, max_dims=2, max_side=20), elements=st.integers(0, 65535)),
+    top=st.sampled_from([0, 255, 256, 65535]),
+)
+def test_maps_come_back_as_they_were(tmp_path_factory, ids, top):
+    ids = np.minimum(ids, top)
+    ids[0, 0] = top
+    path = map_path(tmp_path_factory.mktemp("maps"), "slic", "token")
+    save(path, ids)
+    back = load(path, ids.shape, "image")
+    assert back.dtype == np.int32
+    np.testing.assert_array_equal(back, ids)
+    with Image.open(path) as stored:
+        assert stored.format == "PNG" and stored.mode == ("L" if top < 256 else "I;16")
+
+
+def test_more_ids_than_a_png_holds(tmp_path):
+    with pytest.raises(InputError, match="65537 superpixels do not fit"):
+        save(tmp_path / "a.png", np.array([[65536]], np.int32))
+    assert not any(tmp_path.iterdir())
+
+
+def test_the_fields_layout(tmp_path):
+    assert map_path(tmp_path / "nuscenes", "slic", "e3d4") == tmp_path / "nuscenes" / "superpixels_slic" / "e3d4.png"
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "I;16", "I"])
+def test_maps_made_by_others_drop_in(tmp_path, mode):
+    ids = np.array([[0, 1, 1], [1, 0, 1]])
+    Image.fromarray(ids.astype(bool if mode == "1" else {"I;16": np.uint16, "I": np.int32}.get(mode, np.uint8))).save(
+        tmp_path / "a.png"
+    )
+    if mode == "P":
+        indexed = Image.fromarray(ids.astype(np.uint8), mode="L").convert("P")
+        indexed.save(tmp_path / "a.png")
+    np.testing.assert_array_equal(load(tmp_path / "a.png", (2, 3), "image"), ids)
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (lambda path: path.write_bytes(b"no image"), "cannot decode the superpixel map"),
+        (lambda path: path.write_bytes(b""), "cannot decode the superpixel map"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-40]), "cannot decode the superpixel map"),
+        (lambda path: save(path, np.zeros((60, 40), np.int32)), "has 60 x 40 pixels, its image CAM t has 40 x 60"),
+        (lambda path: Image.fromarray(picture(0)).save(path), "has 40 x 60 x 3 pixels"),
+    ],
+    ids=["text", "empty", "truncated", "turned", "colours"],
+)
+def test_maps_that_cannot_be_used(tmp_path, content, message):
+    view = CameraView("CAM", "t", picture(0))
+    load_or_compute(view, tmp_path, SMALL)
+    path = map_path(tmp_path, "slic", "t")
+    content(path)
+    with pytest.raises(InputError, match=message) as raised:
+        load_or_compute(view, tmp_path, SMALL)
+    assert str(path) in str(raised.value) and "remove it" in str(raised.value)
+
+
+def test_a_map_is_made_once(tmp_path, monkeypatch):
+    view = CameraView("CAM", "t", picture(0))
+    made = load_or_compute(view, tmp_path, SMALL)
+    np.testing.assert_array_equal(made, compute(view.image, SMALL))
+    monkeypatch.setattr(superpixels, "compute", lambda *_: pytest.fail("made again"))
+    np.testing.assert_array_equal(load_or_compute(view, tmp_path, SMALL), made)
+
+
+def test_none_is_not_stored(tmp_path):
+    load_or_compute(CameraView("CAM", "t", picture(0)), tmp_path / "maps", SuperpixelSettings("none"))
+    assert compute_all([("t", tmp_path / "no image")], tmp_path / "maps", SuperpixelSettings("none"), workers=0) == 0
+    assert not (tmp_path / "maps").exists()
+
+
+# All images of a data set
+
+
+@pytest.fixture
+def images(tmp_path):
+    """Five image files, as a reader's `image_files` lists them."""
+    files = [(f"token{i}", tmp_path / f"{i}.png") for i in range(5)]
+    for i, (_, file) in enumerate(files):
+        Image.fromarray(picture(i)).save(file)
+    return files
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_all_maps_are_made_and_only_the_missing_ones(images, tmp_path, workers):
+    kept = map_path(tmp_path, "slic", "token3")
+    save(kept, np.zeros((40, 60), np.int32))
+    assert compute_all(images, tmp_path, SMALL, workers) == 4
+    for i, (token, file) in enumerate(images):
+        expected = np.zeros((40, 60)) if token == "token3" else compute(picture(i), SMALL)
+        np.testing.assert_array_equal(load(map_path(tmp_path, "slic", token), (40, 60), str(file)), expected)
+    assert len(list(kept.parent.iterdir())) == 5  # nothing temporary is left
+    before = {path: os.stat(path).st_mtime_ns for path in kept.parent.iterdir()}
+    assert compute_all(images, tmp_path, SMALL, workers=0) == 0
+    assert before == {path: os.stat(path).st_mtime_ns for path in kept.parent.iterdir()}
+
+
+def test_a_stopped_run_goes_on_where_it_was(images, tmp_path, monkeypatch):
+    done = []
+
+    def compute_two(image, asked):
+        if len(done) == 2:
+            raise KeyboardInterrupt
+        done.append(image)
+        return compute(image, asked)
+
+    monkeypatch.setattr(superpixels, "compute", compute_two)
+    with pytest.raises(KeyboardInterrupt):
+        compute_all(images, tmp_path, SMALL, workers=0)
+    monkeypatch.undo()
+    assert compute_all(images, tmp_path, SMALL, workers=0) == 3
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_image_that_does_not_decode(images, tmp_path, workers):
+    images[1][1].write_bytes(b"no image")
+    with pytest.raises(InputError, match="cannot decode the image") as raised:
+        compute_all(images, tmp_path, SMALL, workers)
+    assert str(images[1][1]) in str(raised.value)
+    assert not map_path(tmp_path, "slic", "token1").exists()
+
+
+def test_progress_names_rate_and_kind(images, tmp_path, capsys):
+    compute_all(images, tmp_path, SMALL, workers=0)
+    err = capsys.readouterr().err
+    assert "superpixels (slic)" in err and "5/5" in err and "image/s" in err
