@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -72,16 +73,18 @@ class _Order(Sampler):
 
     def __init__(self, length: int, seed: int, shuffle: bool, rank: int, world: int):
         self.length, self.seed, self.shuffle, self.rank, self.world = length, seed, shuffle, rank, world
+        # processes that train must take equally many steps; those that evaluate must see each frame once
+        self.end = length - length % world if shuffle else length
         self.epoch = 0
 
     def __len__(self) -> int:
-        return len(range(self.rank, self.length, self.world))
+        return len(range(self.rank, self.end, self.world))
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         order = np.arange(self.length)
         if self.shuffle:
             np.random.default_rng([self.seed, self.epoch]).shuffle(order)
-        return iter([(self.epoch, int(i)) for i in order[self.rank :: self.world]])
+        return iter([(self.epoch, int(i)) for i in order[self.rank : self.end : self.world]])
 
 
 class Loader:
@@ -128,30 +131,30 @@ def make_loader(
         workers: processes; 0 = this one.
         seed: of order and augmentations, with the epoch and the frame's index.
         shuffle: a new order each epoch.
-        rank, world: this process's share of the frames.
+        rank, world: this process's share of the frames. Shuffled shares are equally large: up to world - 1 frames
+            are left out, others each epoch.
 
     Iterating raises InputError for a frame that cannot be read.
     """
     order = _Order(len(reader), seed, shuffle, rank, world)
-
-    def together(frames: list[Frame | InputError]) -> Batch | InputError:
-        try:
-            return next((f for f in frames if isinstance(f, InputError)), None) or collate(
-                frames, reader.intensity_offset
-            )
-        except InputError as error:
-            return error
 
     loader = DataLoader(
         _Frames(reader, augment, superpixels, images, labels, seed),
         batch_size=batch,
         sampler=order,
         num_workers=workers,
-        collate_fn=together,
+        collate_fn=partial(_together, intensity_offset=reader.intensity_offset),
         persistent_workers=workers > 0,
         worker_init_fn=_single_thread,
     )
     return Loader(loader, order)
+
+
+def _together(frames: list[Frame | InputError], intensity_offset: float) -> Batch | InputError:
+    try:
+        return next((f for f in frames if isinstance(f, InputError)), None) or collate(frames, intensity_offset)
+    except InputError as error:
+        return error
 
 
 def _single_thread(_: int) -> None:

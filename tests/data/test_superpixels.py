@@ -51,15 +51,17 @@ def test_slic_is_the_published_codes(shared, index):
 @pytest.mark.parametrize(
     "asked", [SMALL, SuperpixelSettings("felzenszwalb", sigma=0.35, scale=30.0, min_size=40)], ids=lambda s: s.kind
 )
-def test_superpixels_are_connected_regions_of_like_colour(asked):
-    image = picture(0)
+def test_superpixels_are_connected_and_keep_to_the_edges(asked):
+    """A picture of 3 x 4 tiles: hardly a pixel lies in another tile than most of its superpixel."""
+    y, x = np.mgrid[:40, :60]
+    tile = y * 3 // 40 * 4 + x * 4 // 60
+    image = np.random.default_rng(0).integers(0, 256, (12, 3), np.uint8)[tile]
     ids = compute(image, asked)
     assert ids.shape == (40, 60) and ids.dtype == np.int32
-    assert 4 <= ids.max() + 1 <= 40
     np.testing.assert_array_equal(np.unique(ids), np.arange(ids.max() + 1))
     assert label(ids + 1, connectivity=2).max() == ids.max() + 1  # as many components as ids
-    within = sum(image[ids == i].var(axis=0).sum() * (ids == i).sum() for i in range(ids.max() + 1)) / ids.size
-    assert within < 0.4 * image.reshape(-1, 3).var(axis=0).sum()
+    majority = sum(np.bincount(tile[ids == i]).max() for i in range(ids.max() + 1))
+    assert ids.max() + 1 >= 6 and majority > 0.9 * ids.size
 
 
 def test_settings_decide():
@@ -112,15 +114,13 @@ def test_the_fields_layout(tmp_path):
     assert map_path(tmp_path / "nuscenes", "slic", "e3d4") == tmp_path / "nuscenes" / "superpixels_slic" / "e3d4.png"
 
 
-@pytest.mark.parametrize("mode", ["1", "L", "P", "I;16", "I"])
+@pytest.mark.parametrize("mode", ["1", "L", "P", "I;16"])
 def test_maps_made_by_others_drop_in(tmp_path, mode):
     ids = np.array([[0, 1, 1], [1, 0, 1]])
-    Image.fromarray(ids.astype(bool if mode == "1" else {"I;16": np.uint16, "I": np.int32}.get(mode, np.uint8))).save(
-        tmp_path / "a.png"
-    )
-    if mode == "P":
-        indexed = Image.fromarray(ids.astype(np.uint8), mode="L").convert("P")
-        indexed.save(tmp_path / "a.png")
+    image = Image.fromarray(ids.astype({"1": bool, "I;16": np.uint16}.get(mode, np.uint8)))
+    (image.convert("P") if mode == "P" else image).save(tmp_path / "a.png")
+    with Image.open(tmp_path / "a.png") as stored:
+        assert stored.mode == mode
     np.testing.assert_array_equal(load(tmp_path / "a.png", (2, 3), "image"), ids)
 
 
