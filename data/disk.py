@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
 
 
@@ -114,3 +115,23 @@ def read_image(path: str | Path) -> np.ndarray:
             return np.array(image.convert("RGB"))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # PIL's ways to say "broken"
         raise InputError(f"cannot decode the image {path} ({error}); download it again.") from error
+
+
+def read_tensors(path: str | Path, *nests: str) -> dict:
+    """The dictionary in a torch file, or the first of the dictionaries `nests` inside it that there is.
+
+    Raises InputError if the file is missing, is no checkpoint of plain tensors (nothing else is ever unpickled), or
+    holds no dictionary.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise InputError(f"cannot read the weights {path}: {error.strerror or error}; name a checkpoint.") from error
+    except Exception as error:  # torch.load raises a dozen types for files that are no checkpoint
+        raise InputError(
+            f"{path} is no checkpoint of plain tensors ({type(error).__name__}); name another file."
+        ) from error
+    inner = next((content[n] for n in nests if isinstance(content, dict) and isinstance(content.get(n), dict)), content)
+    if not isinstance(inner, dict):
+        raise InputError(f"{path} holds no dictionary of weights; name another file.")
+    return inner

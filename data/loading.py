@@ -6,8 +6,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import torch
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from data import augment as augmentation
 from data.augment import AugmentSettings
@@ -43,7 +42,7 @@ class Selection:
 
 
 @dataclass
-class _Frames(torch.utils.data.Dataset):
+class _Frames(Dataset):
     """Item (epoch, index) -> a prepared Frame, or the InputError that reading it raised."""
 
     reader: Reader
@@ -103,7 +102,10 @@ class Loader:
     def __iter__(self) -> Iterator[Batch]:
         for batch in self._loader:
             if isinstance(batch, InputError):
-                raise batch
+                try:
+                    raise batch
+                finally:
+                    del batch  # else the error's traceback and this frame keep each other, and the workers, alive
             yield batch
 
 
@@ -145,7 +147,6 @@ def make_loader(
         num_workers=workers,
         collate_fn=partial(_together, intensity_offset=reader.intensity_offset),
         persistent_workers=workers > 0,
-        worker_init_fn=_single_thread,
     )
     return Loader(loader, order)
 
@@ -155,7 +156,3 @@ def _together(frames: list[Frame | InputError], intensity_offset: float) -> Batc
         return next((f for f in frames if isinstance(f, InputError)), None) or collate(frames, intensity_offset)
     except InputError as error:
         return error
-
-
-def _single_thread(_: int) -> None:
-    torch.set_num_threads(1)

@@ -3,10 +3,10 @@
 from pathlib import Path
 
 import torch
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import nn
 
-from data.disk import InputError, atomic_write
+from data.disk import InputError, atomic_write, read_tensors
 from data.frame import Batch
 from slidr.minkunet import UNREAD, MinkUNet
 from triton_kernels import CartesianGrid, CylindricalGrid, SparseTensor, Voxels, voxelize
@@ -58,7 +58,10 @@ class Student(nn.Module):
 
     def voxels(self, batch: Batch) -> tuple[SparseTensor, Voxels]:
         """The batch as voxels: features are those of each voxel's first point, as in the published code."""
-        v = voxelize(batch.points[:, :3], batch.batch_index, self.grid)
+        try:
+            v = voxelize(batch.points[:, :3], batch.batch_index, self.grid)
+        except ValueError as error:
+            raise InputError(f"the frames {', '.join(batch.ids)} do not fit the voxel grid: {error}") from error
         return SparseTensor(batch.features[v.first], v.coordinates), v
 
     def forward(self, batch: Batch) -> tuple[torch.Tensor, Voxels]:
@@ -91,17 +94,14 @@ def _weights(student: Student) -> dict[str, torch.Tensor]:
 
 def read_checkpoint(path: Path) -> dict:
     """The content of a `model.pt` written by `save_student`; InputError if it is something else."""
+    content = read_tensors(path)
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
         StudentSpec(**content["spec"])
-        return content
-    except OSError as error:
-        raise InputError(f"cannot read the weights {path}: {error.strerror or error}; name a model.pt.") from error
-    except Exception as error:  # torch.load raises a dozen types for files that are no checkpoint
+    except (KeyError, TypeError, ValidationError) as error:
         raise InputError(
-            f"{path} is no checkpoint of this program ({type(error).__name__}); "
-            "name a model.pt, or bring a published one in with `run.py convert`."
+            f"{path} is no model.pt of this program; name one, or bring a published one in with `run.py convert`."
         ) from error
+    return content
 
 
 def load_weights(student: Student, content: dict, path: Path, with_head: bool) -> None:

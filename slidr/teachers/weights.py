@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from data.disk import InputError, atomic_write
+from data.disk import InputError, atomic_write, read_tensors
 from slidr.teachers.resnet import BasicBlock, Bottleneck, ResNet
 from slidr.teachers.vit import VisionTransformer
 
@@ -142,17 +142,7 @@ _HEADS = ("fc.", "head.", "heads.", "mlp_head.", "projection_head.", "prototypes
 
 def load_weights(network: nn.Module, path: Path) -> None:
     """Put a checkpoint of any public layout into the network; InputError names the first key that does not fit."""
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise InputError(f"cannot read the teacher's weights {path}: {error.strerror or error}.") from error
-    except Exception as error:  # torch.load raises a dozen types for files that are no checkpoint
-        raise InputError(f"{path} is no checkpoint of plain tensors ({type(error).__name__}).") from error
-    for nest in ("state_dict", "teacher", "model"):
-        if isinstance(content, dict) and isinstance(content.get(nest), dict):
-            content = content[nest]
-    if not isinstance(content, dict):
-        raise InputError(f"{path} holds no state dict.")
+    content = read_tensors(path, "state_dict", "teacher", "model")
     found = {}
     for key, value in content.items():
         bare = str(key)

@@ -59,6 +59,16 @@ def test_points_that_are_not_finite(command, value):
     nothing_half_written()
 
 
+def test_a_point_beyond_the_voxel_grid(command):
+    path = SEQUENCE / "velodyne/000000.bin"
+    points = np.fromfile(path, np.float32)
+    points[0] = 1e6
+    points.tofile(path)
+    sentence = command.refused(*FEWSHOT)
+    assert "00_000000" in sentence and "only" in sentence
+    nothing_half_written()
+
+
 def test_an_image_that_does_not_decode(command):
     path = first("*.jpg")
     path.write_bytes(path.read_bytes()[:50])
