@@ -1,6 +1,6 @@
 """How close does the engine come to dense matrix products on a CPU?
 
-    python benchmarks/engine_cpu.py --scans PATH/bench_scans.npz [--threads 1] [--repeats 3]
+    python -m benchmarks.engine_cpu --scans PATH/bench_scans.npz [--threads 1] [--repeats 3]
 
 Trains Res16UNet34C for one step (forward and backward, kernel maps included) on one scan and on two, and compares with
 two times of the same run: dense products of as many multiplications, and the same network on a plain
@@ -19,12 +19,9 @@ from unittest import mock
 import numpy as np
 import torch
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-
-from data.disk import InputError, atomic_write  # noqa: E402
-from slidr.minkunet import MinkUNet  # noqa: E402
-from triton_kernels import SparseConv3d, SparseConvTranspose3d, SparseTensor, backend, modules  # noqa: E402
+from data.disk import InputError, atomic_write
+from slidr.minkunet import MinkUNet
+from triton_kernels import SparseConv3d, SparseConvTranspose3d, SparseTensor, backend, modules
 
 DENSE = 1024  # edge of the square matrices that stand for dense products: large enough for the full rate
 
@@ -111,7 +108,7 @@ def load(path: Path) -> tuple[torch.Tensor, torch.Tensor]:
 def main() -> None:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--scans", type=Path, default=ROOT.parent / "shared" / "golden" / "bench_scans.npz")
+    parser.add_argument("--scans", type=Path, required=True, help="npz of coords [V, 4] and feats [V, 1]")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=3)
     arguments = parser.parse_args()
@@ -144,10 +141,10 @@ def main() -> None:
             f"{scans:5} {r['voxels']:8,} {r['gflop']:8.1f}{seconds_each} "
             f"{r['engine_to_dense']:14.2f} {r['plain_to_engine']:14.2f}"
         )
-    path = ROOT / "benchmarks" / "results" / f"engine_cpu_{now:%Y%m%d_%H%M%S}.json"
+    path = Path("benchmarks/results/engine_cpu.json")
     with atomic_write(path) as temporary:
-        temporary.write_text(json.dumps(row) + "\n")
-    print(f"\nwritten: {path.relative_to(ROOT)}")
+        temporary.write_text(json.dumps(row, indent=1) + "\n")
+    print(f"\nwritten: {path}")
 
 
 def _processor() -> str:

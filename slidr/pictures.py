@@ -12,7 +12,7 @@ from skimage.segmentation import find_boundaries
 from data.disk import atomic_write
 from data.frame import Frame
 
-METRES = 45  # a bird's-eye picture shows this far in each direction
+METRES = 45  # a picture from above shows this far in each direction
 
 
 @contextmanager
@@ -30,8 +30,9 @@ def _image(axis, image: np.ndarray, title: str) -> None:
     axis.set_title(title, loc="left", fontsize=10)
 
 
-def _dot(image: np.ndarray, points: int) -> float:
-    return float(np.clip(6e4 / max(points, 1) / 10, 3, 14)) * (400 / max(image.shape[1], 400)) ** 0.3
+def _dot(points: int) -> float:
+    """Marker area in square points: a few thousand stay apart, a few hundred are seen."""
+    return float(np.clip(9000 / max(points, 1), 2, 12))
 
 
 def _ground(axis, title: str) -> None:
@@ -41,46 +42,49 @@ def _ground(axis, title: str) -> None:
 
 
 def camera_overlay(frame: Frame, camera: int, path: Path) -> None:
-    """Camera `camera` of `frame`: its superpixels' borders, and its paired points coloured by distance."""
+    """Camera `camera` of `frame` as read: its superpixels' borders, and its paired points coloured by distance."""
     view = frame.cameras[camera]
     seen = frame.pairs.select(frame.pairs.camera == camera)
     distance = np.linalg.norm(frame.points[seen.point, :3], axis=1)
-    bordered = view.image.copy()
+    bordered, title = view.image.copy(), view.name
     if view.superpixels is not None:
-        bordered[find_boundaries(view.superpixels, mode="inner")] = (255, 220, 0)
-    shape = 6 * view.image.shape[0] / view.image.shape[1]
-    with _figure(path, 1, 2, (12, shape + 0.4)) as axes:
-        count = "" if view.superpixels is None else f"{len(np.unique(view.superpixels))} superpixels"
-        _image(axes[0, 0], bordered, f"{view.name}: {count}")
+        count = len(np.unique(view.superpixels))
+        title += f": {count:,} superpixels"
+        if count < view.superpixels.size:  # else every pixel is a border
+            bordered[find_boundaries(view.superpixels, mode="inner")] = (255, 220, 0)
+    height = 6 * view.image.shape[0] / view.image.shape[1]
+    with _figure(path, 1, 2, (12.6, height + 0.4)) as axes:
+        _image(axes[0, 0], bordered, title)
         _image(axes[0, 1], view.image, f"{len(seen):,} lidar points by distance")
-        dots = axes[0, 1].scatter(
-            seen.column, seen.row, c=distance, s=_dot(view.image, len(seen)), cmap="turbo_r", linewidths=0, vmax=50
-        )
-        axes[0, 1].figure.colorbar(dots, ax=axes[0, 1], label="m", shrink=0.8)
+        style = {"cmap": "turbo_r", "vmin": 0, "vmax": 50, "linewidths": 0}
+        dots = axes[0, 1].scatter(seen.column, seen.row, c=distance, s=_dot(len(seen)), **style)
+        axes[0, 1].figure.colorbar(dots, ax=axes[0, 1], label="distance (m)", shrink=0.9, extend="max")
 
 
 def similarity(frame: Frame, camera: int, query: int, values: np.ndarray, path: Path) -> None:
     """Cosine similarity `values [N]` of every point's feature to that of point `query`: in the image and from above."""
     view = frame.cameras[camera]
     seen = frame.pairs.select(frame.pairs.camera == camera)
-    here = np.flatnonzero(seen.point == query)
-    shape = 7 * view.image.shape[0] / view.image.shape[1]
-    low, high = np.quantile(values, (0.02, 0.98)) if len(values) else (0, 1)
-    style = {"cmap": "inferno", "vmin": low, "vmax": high, "linewidths": 0}
-    with _figure(path, 1, 2, (12.6, shape + 0.5), width_ratios=(7, shape)) as axes:
+    here = seen.point == query
+    image_height = 7 * view.image.shape[0] / view.image.shape[1]
+    height = max(image_height, 3.5)  # the view from above is square
+    low, high = np.quantile(values, (0.02, 0.98))
+    style = {"cmap": "coolwarm", "vmin": low, "vmax": high, "linewidths": 0}
+    with _figure(path, 1, 2, (8 + height, height + 0.5), width_ratios=(7, height)) as axes:
         grey = np.repeat(view.image.mean(2, keepdims=True), 3, 2) / 255 * 0.6
         _image(axes[0, 0], grey, "similarity of each point's feature to the one at the cross")
-        axes[0, 0].scatter(seen.column, seen.row, c=values[seen.point], s=_dot(view.image, len(seen)) * 1.3, **style)
-        axes[0, 0].plot(seen.column[here], seen.row[here], "x", color="cyan", markersize=13, markeredgewidth=3)
+        axes[0, 0].scatter(seen.column, seen.row, c=values[seen.point], s=1.5 * _dot(len(seen)), **style)
         _ground(axes[0, 1], "the whole scan from above")
-        order = np.argsort(values)
+        order = np.argsort(values)  # the most similar hide the others
         dots = axes[0, 1].scatter(*frame.points[order, :2].T, c=values[order], s=1.5, **style)
-        axes[0, 1].plot(*frame.points[query, :2], "x", color="cyan", markersize=9, markeredgewidth=2)
-        axes[0, 1].figure.colorbar(dots, ax=axes[0, 1], label="cosine", shrink=0.8)
+        cross = {"marker": "x", "color": "yellow", "markersize": 12, "markeredgewidth": 3}
+        axes[0, 0].plot(seen.column[here], seen.row[here], **cross)
+        axes[0, 1].plot(*frame.points[query, :2], **cross)
+        axes[0, 1].figure.colorbar(dots, ax=axes[0, 1], label="cosine", shrink=0.9, extend="both")
 
 
 def curves(rows: list[dict], path: Path) -> None:
-    """Losses, and mIoU where a run has any, over the steps of metrics.jsonl's `rows`."""
+    """Losses, and mIoU (a share, drawn in per cent) where a run has any, over the steps of metrics.jsonl's `rows`."""
     panels = {"loss": ("loss", "val_loss"), "mIoU (%)": ("val_miou",)}
     panels = {title: names for title, names in panels.items() if any(n in row for row in rows for n in names)}
     labels = {"loss": "training", "val_loss": "validation", "val_miou": "validation"}
@@ -109,7 +113,7 @@ def birds_eye(
     """Prediction next to ground truth from above.
 
     Args:
-        points: `[N, 3+]` metres.
+        points: `[N, 3+]` metres, lidar frame.
         prediction, labels: `[N]` train ids; points without a label (0) are grey.
         classes, colours: names and RGB uint8 `[K, 3]` by train id.
         path: PNG to write.
@@ -133,7 +137,7 @@ def birds_eye(
 
 
 def bar_chart(columns: dict[str, dict], classes: tuple[str, ...], path: Path) -> None:
-    """IoU per class and mIoU, a bar a network.
+    """IoU per class and, set apart, mIoU: a bar a network, none where a class is absent.
 
     Args:
         columns: network name -> `ConfusionMatrix.scores()`.
@@ -141,14 +145,15 @@ def bar_chart(columns: dict[str, dict], classes: tuple[str, ...], path: Path) ->
         path: PNG to write.
     """
     names = [*classes[1:], "mIoU"]
+    places = np.append(np.arange(len(names) - 1), len(names) - 0.5)
     width = 0.8 / len(columns)
-    with _figure(path, 1, 1, (10, 3.8)) as axes:
+    with _figure(path, 1, 1, (10, 4)) as axes:
         axis = axes[0, 0]
         for i, (label, scores) in enumerate(columns.items()):
-            values = 100 * np.nan_to_num(np.array([*scores["iou"][1:], scores["miou"]]))
-            axis.bar(np.arange(len(names)) + (i - (len(columns) - 1) / 2) * width, values, width, label=label)
-        axis.set_xticks(range(len(names)), names, rotation=45, ha="right")
-        axis.set(ylabel="IoU (%)")
+            values = 100 * np.array([*scores["iou"][1:], scores["miou"]])
+            axis.bar(places + (i - (len(columns) - 1) / 2) * width, values, width, label=label)
+        axis.set_xticks(places, names, rotation=45, ha="right", rotation_mode="anchor")
+        axis.set(ylabel="IoU (%)", axisbelow=True)
         axis.grid(axis="y", alpha=0.3)
-        axis.legend(frameon=False)
+        axis.legend(frameon=False, loc="lower right", bbox_to_anchor=(1, 1), ncols=len(columns))
         axis.spines[["top", "right"]].set_visible(False)

@@ -20,7 +20,7 @@ def run(settings: config.Demo) -> None:
         values = common | {key: value for key, value in values.items() if value is not None}
         return config.load(settings_type, [f"--{key}={value}" for key, value in values.items()], prefix)
 
-    print("1/4  superpixels of the built-in world's images")
+    print("1/4  the built-in world, and superpixels of its images")
     superpixels.run(recipe(config.Superpixels, "slidr"))
     print("\n2/4  pretraining: the lidar network learns from the frozen image network, without labels")
     places = {"output": settings.output, "name": name}

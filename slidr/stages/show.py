@@ -60,6 +60,6 @@ def draw_frame(
         features, voxels = student(batch)
     features = torch.nn.functional.normalize(features, dim=1)[voxels.inverse].numpy()
     rows, columns = view.image.shape[:2]
-    query = seen.point[np.argmin((seen.row - 0.6 * rows) ** 2 + (seen.column - 0.5 * columns) ** 2)]
+    query = seen.point[np.argmin((seen.row - 0.7 * rows) ** 2 + (seen.column - 0.5 * columns) ** 2)]
     pictures.similarity(frame, camera, query, features @ features[query], folder / "similarity.png")
     return ["camera.png", "similarity.png"]

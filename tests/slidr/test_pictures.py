@@ -1,0 +1,164 @@
+"""Pictures show the numbers they were given, where they belong, and are written whole or not at all."""
+
+import numpy as np
+import pytest
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from PIL import Image
+
+from data.disk import InputError
+from data.frame import CameraView, Frame, Pairs
+from slidr import pictures
+
+CLASSES = ("ignored", "car", "road", "tree")
+COLOURS = np.array([[0, 0, 0], [255, 0, 0], [0, 0, 255], [0, 255, 0]], np.uint8)
+
+
+@pytest.fixture
+def drawn(tmp_path, monkeypatch):
+    """`drawn(picture, *arguments)` -> the axes of the figure behind the PNG that was written."""
+    figures = []
+    save = Figure.savefig
+
+    def keep(figure, *args, **kwargs):
+        figures.append(figure)
+        return save(figure, *args, **kwargs)
+
+    monkeypatch.setattr(Figure, "savefig", keep)
+
+    def draw(picture, *arguments):
+        path = tmp_path / "folder" / "picture.png"
+        picture(*arguments, path)
+        with Image.open(path) as image:
+            assert image.format == "PNG" and 400 < image.width < 2000 and 200 < image.height < 1000
+        assert list(path.parent.iterdir()) == [path]
+        return figures[-1].axes
+
+    return draw
+
+
+@pytest.fixture
+def frame():
+    """Forty points, of which two cameras see some; superpixels are the left and the right half."""
+    rng = np.random.default_rng(0)
+    superpixels = np.repeat((np.arange(60) >= 30).astype(np.int32)[None], 40, axis=0)
+    cameras = [CameraView(f"CAM_{c}", f"t{c}", np.full((40, 60, 3), 100, np.uint8), superpixels) for c in range(2)]
+    pairs = Pairs(rng.permutation(40)[:25], np.arange(25) % 2, rng.integers(0, 40, 25), rng.integers(0, 60, 25))
+    return Frame("f", rng.normal(scale=15, size=(40, 4)).astype(np.float32), cameras=cameras, pairs=pairs)
+
+
+def titles(axes) -> list[str]:
+    return [axis.get_title(loc="left") for axis in axes]
+
+
+def test_camera_overlay(drawn, frame):
+    axes = drawn(pictures.camera_overlay, frame, 1)
+    assert titles(axes)[:2] == ["CAM_1: 2 superpixels", "12 lidar points by distance"]
+    bordered = axes[0].images[0].get_array()
+    border = (np.asarray(bordered) != 100).any(axis=2)
+    assert border[:, 29:31].any(axis=1).all() and not border[:, :29].any() and not border[:, 31:].any()
+    assert (np.asarray(axes[1].images[0].get_array()) == 100).all()  # points lie on the clean image
+    dots = axes[1].collections[0]
+    seen = frame.pairs.select(frame.pairs.camera == 1)
+    np.testing.assert_array_equal(dots.get_offsets(), np.stack([seen.column, seen.row], 1))
+    distance = np.linalg.norm(frame.points[seen.point, :3], axis=1)
+    np.testing.assert_allclose(dots.get_array(), distance, rtol=1e-6)
+    assert axes[2].get_ylabel() == "distance (m)"
+
+
+def test_camera_overlay_without_points_or_superpixels(drawn, frame):
+    frame.pairs, frame.cameras[0].superpixels = Pairs.empty(), None
+    axes = drawn(pictures.camera_overlay, frame, 0)
+    assert titles(axes)[:2] == ["CAM_0", "0 lidar points by distance"]
+    assert (np.asarray(axes[0].images[0].get_array()) == 100).all()
+
+
+def test_pixels_that_are_their_own_superpixels_have_no_borders(drawn, frame):
+    frame.cameras[0].superpixels = np.arange(40 * 60, dtype=np.int32).reshape(40, 60)
+    axes = drawn(pictures.camera_overlay, frame, 0)
+    assert titles(axes)[0] == "CAM_0: 2,400 superpixels"
+    assert (np.asarray(axes[0].images[0].get_array()) == 100).all()
+
+
+@pytest.mark.parametrize("size", [(40, 60), (40, 200)])  # KITTI's images are wide
+def test_similarity(drawn, frame, size):
+    frame.cameras[0].image = np.zeros((*size, 3), np.uint8)
+    query = frame.pairs.point[0]
+    values = np.linspace(-1, 1, 40)
+    image, above, bar = drawn(pictures.similarity, frame, 0, query, values)
+    seen = frame.pairs.select(frame.pairs.camera == 0)
+    np.testing.assert_array_equal(image.collections[0].get_offsets(), np.stack([seen.column, seen.row], 1))
+    np.testing.assert_array_equal(image.collections[0].get_array(), values[seen.point])
+    np.testing.assert_array_equal(above.collections[0].get_offsets(), frame.points[:, :2])
+    np.testing.assert_array_equal(above.collections[0].get_array(), values)
+    assert image.collections[0].get_clim() == above.collections[0].get_clim()  # one scale, one colour bar
+    assert np.array(image.lines[-1].get_data()).ravel() == pytest.approx([seen.column[0], seen.row[0]])
+    assert np.array(above.lines[-1].get_data()).ravel() == pytest.approx(frame.points[query, :2])
+    assert bar.get_ylabel() == "cosine"
+
+
+def test_the_most_similar_points_are_drawn_last(drawn, frame):
+    values = np.random.default_rng(1).random(40)
+    _, above, _ = drawn(pictures.similarity, frame, 0, 0, values)
+    np.testing.assert_array_equal(above.collections[0].get_offsets(), frame.points[np.argsort(values), :2])
+
+
+def test_curves(drawn):
+    rows = [{"step": 1, "loss": 4.0}, {"step": 10, "loss": 2.0}, {"step": 10, "val_loss": 3.0, "val_miou": 0.25}]
+    loss, miou = drawn(pictures.curves, rows)
+    training, validation = loss.lines
+    np.testing.assert_array_equal(training.get_xydata(), [[1, 4], [10, 2]])
+    np.testing.assert_array_equal(validation.get_xydata(), [[10, 3]])
+    np.testing.assert_array_equal(miou.lines[0].get_xydata(), [[10, 25]])
+    assert [text.get_text() for text in loss.get_legend().get_texts()] == ["training", "validation"]
+    assert (loss.get_ylabel(), miou.get_ylabel(), miou.get_xlabel()) == ("loss", "mIoU (%)", "step")
+
+
+def test_curves_of_a_run_without_scores(drawn):
+    axes = drawn(pictures.curves, [{"step": 1, "loss": 4.0, "lr": 0.5}])
+    assert len(axes) == 1 and len(axes[0].lines) == 1
+
+
+def test_birds_eye(drawn):
+    points = np.array([[1, 2, 5], [3, 4, 0], [5, 6, -1], [7, 8, 1]], np.float32)
+    prediction, labels = np.array([1, 2, 2, 3]), np.array([1, 0, 1, 2])  # the second has no label
+    axes = drawn(pictures.birds_eye, points, prediction, labels, CLASSES, COLOURS)
+    assert titles(axes) == ["prediction", "ground truth"]
+    for axis, ids in zip(axes, (prediction, labels), strict=True):
+        grey, known = axis.collections
+        np.testing.assert_array_equal(grey.get_offsets(), points[[1], :2])
+        np.testing.assert_array_equal(known.get_offsets(), points[[2, 3, 0], :2])  # the highest last
+        np.testing.assert_allclose(known.get_facecolors()[:, :3], COLOURS[ids[[2, 3, 0]]] / 255)
+    legend = axes[1].get_legend()
+    assert [text.get_text() for text in legend.get_texts()] == ["car", "road", "tree"]
+    assert [to_rgb(patch.get_facecolor()) for patch in legend.get_patches()] == [(1, 0, 0), (0, 0, 1), (0, 1, 0)]
+
+
+@pytest.mark.parametrize("points", [0, 3])
+def test_birds_eye_without_labels(drawn, points):
+    none = np.zeros(points, int)
+    axes = drawn(pictures.birds_eye, np.ones((points, 4), np.float32), none, none, CLASSES, COLOURS)
+    assert len(axes[0].collections[0].get_offsets()) == points and len(axes[0].collections[1].get_offsets()) == 0
+
+
+def test_bar_chart(drawn):
+    columns = {
+        "pretrained": {"iou": np.array([np.nan, 0.5, np.nan, 0.25]), "miou": 0.375},
+        "random": {"iou": np.array([np.nan, 0.1, 0.2, 0.3]), "miou": 0.2},
+    }
+    (axis,) = drawn(pictures.bar_chart, columns, CLASSES)
+    heights = [[bar.get_height() for bar in bars] for bars in axis.containers]
+    np.testing.assert_allclose(heights, [[50, np.nan, 25, 37.5], [10, 20, 30, 20]])
+    assert [text.get_text() for text in axis.get_xticklabels()] == ["car", "road", "tree", "mIoU"]
+    assert [text.get_text() for text in axis.get_legend().get_texts()] == ["pretrained", "random"]
+    edges = sorted((bar.get_x(), bar.get_x() + bar.get_width()) for bars in axis.containers for bar in bars)
+    assert all(right <= left + 1e-9 for (_, right), (left, _) in zip(edges, edges[1:], strict=False))  # none hides one
+    for bars in axis.containers:
+        for bar, place in zip(bars, axis.get_xticks(), strict=True):
+            assert abs(bar.get_x() + bar.get_width() / 2 - place) < 0.5
+
+
+def test_a_folder_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="cannot write"):
+        pictures.curves([{"step": 1, "loss": 1.0}], tmp_path / "file" / "curves.png")
