@@ -49,9 +49,19 @@ def compute(image: np.ndarray, settings: SuperpixelSettings) -> np.ndarray:
     return ids.astype(np.int32)
 
 
-def map_path(folder: Path, kind: str, token: str) -> Path:
-    """Where the map of an image lies: `<folder>/superpixels_<kind>/<token>.png`."""
-    return folder / f"superpixels_{kind}" / f"{token}.png"
+PUBLISHED = {"slic": (150, 6.0, 3.0), "felzenszwalb": (300.0, 0.35, 4000)}
+
+
+def map_path(folder: Path, settings: SuperpixelSettings, token: str) -> Path:
+    """Where the map of an image lies: `<folder>/superpixels_<kind>/<token>.png` under the published settings.
+
+    Other settings stand in the folder's name (`superpixels_slic_100_6_1`): maps of one never pass for another's.
+    """
+    s, title = settings, settings.kind
+    values = (s.segments, s.compactness, s.sigma) if title == "slic" else (s.scale, s.sigma, s.min_size)
+    if values != PUBLISHED[title]:
+        title += "".join(f"_{value:g}" for value in values)
+    return folder / f"superpixels_{title}" / f"{token}.png"
 
 
 def save(path: Path, ids: np.ndarray) -> None:
@@ -86,7 +96,7 @@ def load_or_compute(view: CameraView, folder: Path, settings: SuperpixelSettings
     """
     if settings.kind == "none":
         return compute(view.image, settings)
-    path = map_path(folder, settings.kind, view.token)
+    path = map_path(folder, settings, view.token)
     if path.exists():
         return load(path, view.image.shape[:2], f"{view.name} {view.token}")
     ids = compute(view.image, settings)
@@ -102,7 +112,7 @@ def compute_all(image_files: list[tuple[str, Path]], folder: Path, settings: Sup
     """
     if settings.kind == "none":
         return 0
-    missing = [(t, f) for t, f in image_files if not map_path(folder, settings.kind, t).exists()]
+    missing = [(t, f) for t, f in image_files if not map_path(folder, settings, t).exists()]
     jobs = [(token, file, folder, settings) for token, file in missing]
     progress = {"total": len(jobs), "desc": f"superpixels ({settings.kind})", "unit": "image"}
     if workers == 0:
@@ -114,4 +124,4 @@ def compute_all(image_files: list[tuple[str, Path]], folder: Path, settings: Sup
 
 def _compute_one(job: tuple[str, Path, Path, SuperpixelSettings]) -> None:
     token, file, folder, settings = job
-    save(map_path(folder, settings.kind, token), compute(read_image(file), settings))
+    save(map_path(folder, settings, token), compute(read_image(file), settings))

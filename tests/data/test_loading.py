@@ -176,12 +176,12 @@ def test_processes_share_the_frames(length, world, shuffle, epoch):
 def test_missing_maps_are_made_and_kept(tmp_path):
     reader = Frames(2)
     first = list(loader_of(reader, superpixels=(tmp_path, SLIC)))
-    files = sorted((tmp_path / "superpixels_slic").iterdir())
+    files = sorted((tmp_path / "superpixels_slic_8_6_1").iterdir())
     assert [f.name for f in files] == ["0-0.png", "0-1.png", "1-0.png", "1-1.png"]
     for i, view in enumerate(view for index in (0, 1) for view in reader.read(index).cameras):
         np.testing.assert_array_equal(first[0].superpixels[i], compute(view.image, SLIC))
         np.testing.assert_array_equal(first[0].superpixels[i], load(files[i], (32, 48), "image"))
-    Image.fromarray(np.full((32, 48), 7, np.uint8)).save(map_path(tmp_path, "slic", "0-1"))  # made by others
+    Image.fromarray(np.full((32, 48), 7, np.uint8)).save(map_path(tmp_path, SLIC, "0-1"))  # made by others
     second = next(iter(loader_of(reader, superpixels=(tmp_path, SLIC))))
     assert (second.superpixels[1] == 7).all() and second.superpixels[0].equal(first[0].superpixels[0])
 
@@ -224,7 +224,7 @@ def test_an_error_lets_go_of_the_workers():
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_map_of_the_wrong_size(tmp_path, workers):
-    path = map_path(tmp_path, "slic", "1-0")
+    path = map_path(tmp_path, SLIC, "1-0")
     path.parent.mkdir(parents=True)
     Image.fromarray(np.zeros((3, 4), np.uint8)).save(path)
     error = error_of(loader_of(Frames(2), superpixels=(tmp_path, SLIC), workers=workers))

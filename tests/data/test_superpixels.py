@@ -95,7 +95,7 @@ def test_tiny_images(kind, size):
 def test_maps_come_back_as_they_were(tmp_path_factory, ids, top):
     ids = np.minimum(ids, top)
     ids[0, 0] = top
-    path = map_path(tmp_path_factory.mktemp("maps"), "slic", "token")
+    path = map_path(tmp_path_factory.mktemp("maps"), SMALL, "token")
     save(path, ids)
     back = load(path, ids.shape, "image")
     assert back.dtype == np.int32
@@ -111,7 +111,15 @@ def test_more_ids_than_a_png_holds(tmp_path):
 
 
 def test_the_fields_layout(tmp_path):
-    assert map_path(tmp_path / "nuscenes", "slic", "e3d4") == tmp_path / "nuscenes" / "superpixels_slic" / "e3d4.png"
+    folder = tmp_path / "nuscenes"
+    assert map_path(folder, SuperpixelSettings(), "e3d4") == folder / "superpixels_slic" / "e3d4.png"
+    published = SuperpixelSettings("felzenszwalb", sigma=0.35)
+    assert map_path(folder, published, "e3d4") == folder / "superpixels_felzenszwalb" / "e3d4.png"
+
+
+def test_maps_of_other_settings_lie_elsewhere(tmp_path):
+    assert map_path(tmp_path, SuperpixelSettings(segments=100), "t").parent.name == "superpixels_slic_100_6_3"
+    assert map_path(tmp_path, SMALL, "t").parent.name == "superpixels_slic_12_6_1"
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "P", "I;16"])
@@ -138,7 +146,7 @@ def test_maps_made_by_others_drop_in(tmp_path, mode):
 def test_maps_that_cannot_be_used(tmp_path, content, message):
     view = CameraView("CAM", "t", picture(0))
     load_or_compute(view, tmp_path, SMALL)
-    path = map_path(tmp_path, "slic", "t")
+    path = map_path(tmp_path, SMALL, "t")
     content(path)
     with pytest.raises(InputError, match=message) as raised:
         load_or_compute(view, tmp_path, SMALL)
@@ -173,12 +181,12 @@ def images(tmp_path):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_all_maps_are_made_and_only_the_missing_ones(images, tmp_path, workers):
-    kept = map_path(tmp_path, "slic", "token3")
+    kept = map_path(tmp_path, SMALL, "token3")
     save(kept, np.zeros((40, 60), np.int32))
     assert compute_all(images, tmp_path, SMALL, workers) == 4
     for i, (token, file) in enumerate(images):
         expected = np.zeros((40, 60)) if token == "token3" else compute(picture(i), SMALL)
-        np.testing.assert_array_equal(load(map_path(tmp_path, "slic", token), (40, 60), str(file)), expected)
+        np.testing.assert_array_equal(load(map_path(tmp_path, SMALL, token), (40, 60), str(file)), expected)
     assert len(list(kept.parent.iterdir())) == 5  # nothing temporary is left
     before = {path: os.stat(path).st_mtime_ns for path in kept.parent.iterdir()}
     assert compute_all(images, tmp_path, SMALL, workers=0) == 0
@@ -207,7 +215,7 @@ def test_an_image_that_does_not_decode(images, tmp_path, workers):
     with pytest.raises(InputError, match="cannot decode the image") as raised:
         compute_all(images, tmp_path, SMALL, workers)
     assert str(images[1][1]) in str(raised.value)
-    assert not map_path(tmp_path, "slic", "token1").exists()
+    assert not map_path(tmp_path, SMALL, "token1").exists()
 
 
 def test_progress_names_rate_and_kind(images, tmp_path, capsys):

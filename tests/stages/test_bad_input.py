@@ -159,7 +159,7 @@ def test_a_superpixel_map_of_the_wrong_size(command):
     path = first("*.jpg")
     code, _, err = command("superpixels", "--root=world", "--segments=20", "--workers=0")
     assert code == 0, err
-    maps = sorted(Path("superpixels/synthetic/superpixels_slic").glob("*.png"))
+    maps = sorted(Path("superpixels/synthetic/superpixels_slic_20_6_1").glob("*.png"))
     for map_ in maps:
         Image.new("L", (7, 5)).save(map_)
     sentence = command.refused(*PRETRAIN)
