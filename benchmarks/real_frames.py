@@ -37,35 +37,33 @@ def main() -> None:
     losses = []
     for seed in range(options.seeds):
         common = {"dataset": "kitti", "root": options.root, "output": options.output, "seed": seed, "workers": 1}
-        folder = pretrain.run(
-            config.validate(
-                config.Pretrain,
-                common
-                | STUDENT
-                | {
-                    "name": f"seed{seed}", "train_split": "train", "val_split": "val", "crop": [140, 448],
-                    "teacher": "dinov2_vits14", "teacher_weights": options.teacher_weights, "min_pairs": 256,
-                    "batch": 2, "epochs": options.epochs, "lr": 0.1, "validate_every": options.epochs,
-                },
-            )
-        )  # fmt: skip
+        folder = Path(options.output) / "pretrain" / f"seed{seed}"
+        if not (folder / "report.md").exists():  # a finished pretraining is used again
+            recipe = {
+                "name": folder.name, "train_split": "train", "val_split": "val", "crop": [140, 448],
+                "teacher": "dinov2_vits14", "teacher_weights": options.teacher_weights, "min_pairs": 256,
+                "batch": 2, "epochs": options.epochs, "lr": 0.1, "validate_every": options.epochs,
+            }  # fmt: skip
+            pretrain.run(config.validate(config.Pretrain, common | STUDENT | recipe))
         rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
         losses.append([next(r["loss"] for r in rows if "loss" in r), [r["loss"] for r in rows if "loss" in r][-1]])
         for start in ("pretrained", "random"):
             weights = "random" if start == "random" else str(folder / "model.pt")
-            downstream = common | STUDENT | {"weights": weights, "name": f"{start}{seed}", "pictures": 1}
+            downstream = common | STUDENT | {"weights": weights, "pictures": 1}
             probe = {"augment": False, "remember": True, "batch": 4, "epochs": 20, "validate_every": 20}
-            tune = {"pct": 10, "batch": 2, "epochs": 20, "validate_every": 20, "lr_head": None}
+            # one rate for both starts: the published 2.0 of the head is for larger batches and thousands of steps
+            tune = {"pct": 10, "batch": 3, "epochs": 40, "validate_every": 40, "lr": 0.05, "lr_head": 0.05}
             for name, stage, settings_type, extra in (
                 ("linear probe", linprobe, config.Linprobe, probe),
                 ("fine-tuned on 10 %", fewshot, config.Fewshot, tune),
             ):
-                result = stage.run(config.validate(settings_type, downstream | extra))
+                run_name = {"name": f"{start}{seed}-{datetime.datetime.now():%H%M%S}"}
+                result = stage.run(config.validate(settings_type, downstream | extra | run_name))
                 scores.setdefault((name, start), []).append(100 * result["scores"]["miou"])
-        _report(scores, losses, began, options.output)
+        _report(scores, losses, began)
 
 
-def _report(scores: dict, losses: list, began: float, output: str) -> None:
+def _report(scores: dict, losses: list, began: float) -> None:
     """Print and write what is known so far."""
     seeds = len(losses)
     print(f"\n| mIoU on sequence 08, mean ± std of {seeds} seeds | pretrained | random |\n|---|---|---|")
