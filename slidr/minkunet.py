@@ -14,11 +14,8 @@ BLOCKS = {
     "res16unet18c": (2, 2, 2, 2, 2, 2, 2, 2),
     "res16unet34c": (2, 3, 4, 6, 2, 2, 2, 2),
 }
+STRIDES = (1, 2, 4, 8, 16)  # tensor strides of the levels
 PREFIXES = ("module.", "model_points.", "model.", "encoder.", "trunk.2.")
-
-
-def _relu(x: SparseTensor) -> SparseTensor:
-    return x.with_features(torch.relu(x.features))
 
 
 class ResidualBlock(nn.Module):
@@ -39,8 +36,8 @@ class ResidualBlock(nn.Module):
     def forward(self, x: SparseTensor) -> SparseTensor:
         """`[V, in_channels]` -> `[V, channels]` on the same coordinates."""
         shortcut = x if self.downsample is None else self.downsample(x)
-        out = self.norm2(self.conv2(_relu(self.norm1(self.conv1(x)))))
-        return _relu(out.with_features(out.features + shortcut.features))
+        out = self.norm1(self.conv1(x), relu=True)
+        return self.norm2(self.conv2(out), residual=shortcut, relu=True)
 
 
 class MinkUNet(nn.Module):
@@ -104,15 +101,15 @@ class MinkUNet(nn.Module):
 
     def backbone(self, x: SparseTensor) -> SparseTensor:
         """`[V, in_channels]` at stride 1 -> features `[V, 96]` (at width 1) before the last layer."""
-        x = _relu(self.bn0(self.conv0p1s1(x)))
+        x = self.bn0(self.conv0p1s1(x), relu=True)
         skips = []
         for names in self.down:
             skips.append(x)
             convolution, norm, blocks = (getattr(self, name) for name in names)
-            x = blocks(_relu(norm(convolution(x))))
+            x = blocks(norm(convolution(x), relu=True))
         for names in self.up:
             convolution, norm, blocks = (getattr(self, name) for name in names)
-            x = blocks(cat(_relu(norm(convolution(x))), skips.pop()))
+            x = blocks(cat(norm(convolution(x), relu=True), skips.pop()))
         return x
 
     def forward(self, x: SparseTensor) -> SparseTensor:

@@ -59,10 +59,10 @@ class Student(nn.Module):
     def voxels(self, batch: Batch) -> tuple[SparseTensor, Voxels]:
         """The batch as voxels: features are those of each voxel's first point, as in the published code."""
         try:
-            v = voxelize(batch.points[:, :3], batch.batch_index, self.grid)
+            v = voxelize(batch.points[:, :3], batch.batch_index, self.grid, STRIDES)
         except ValueError as error:
             raise InputError(f"the frames {', '.join(batch.ids)} do not fit the voxel grid: {error}") from error
-        return SparseTensor(batch.features[v.first], v.coordinates), v
+        return SparseTensor(batch.features[v.first], v), v
 
     def forward(self, batch: Batch) -> tuple[torch.Tensor, Voxels]:
         """(output `[V, out_channels]` of every voxel, the voxels with `.first [V]` and `.inverse [N]`)."""

@@ -10,6 +10,9 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = Path(os.environ.get("SLIDR_SHARED", ROOT.parent / "shared"))
 
+if not torch.cuda.is_available():  # Triton reads it when a kernel is defined: kernels run in its interpreter
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 hypothesis.settings.register_profile("slidr", deadline=None)  # a busy machine is no failure
 hypothesis.settings.load_profile("slidr")
 torch.set_num_threads(1)  # two OpenMP threads beside another busy process collapse

@@ -1,8 +1,39 @@
-"""The one place that chooses how the engine computes."""
+"""The one place that chooses how the engine computes: Triton kernels, or torch operations that run anywhere."""
+
+import contextlib
+import os
+from collections.abc import Iterator
 
 import torch
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # Triton, too, reads it once: when a kernel is defined
+_forced: list[str] = []
+
+
+def uses_triton(device: torch.device, dtype: torch.dtype | None = None) -> bool:
+    """Whether Triton kernels compute on `device`: on every GPU, but not in float64, which they do not know."""
+    if dtype == torch.float64:
+        return False
+    return _forced[-1] == "triton" if _forced else device.type == "cuda"
+
+
+@contextlib.contextmanager
+def forced(name: str) -> Iterator[None]:
+    """Within it `triton` or `torch` computes, whatever the device: to compare the two. ValueError for other names.
+
+    Triton on a CPU needs its interpreter: TRITON_INTERPRET=1 in the environment before this package is imported.
+    """
+    if name not in ("triton", "torch"):
+        raise ValueError(f"the backends are triton and torch, not {name!r}.")
+    _forced.append(name)
+    try:
+        yield
+    finally:
+        _forced.pop()
 
 
 def describe(device: torch.device) -> str:
     """What runs on `device`, in a few words for a start block."""
+    if uses_triton(device):
+        return f"sparse convolution in Triton on {device} (hash table, masked implicit GEMM)"
     return f"sparse convolution in PyTorch on {device} (gather, matmul, scatter per kernel offset)"

@@ -1,71 +1,299 @@
-"""Sparse convolution: the sum over offsets k, over the pairs (in, out) of k, of x[in] @ W[k]; and its gradients."""
+"""Sparse convolution: the sum over offsets k, over the pairs (in, out) of k, of x[in] @ W[k]; and its gradients.
+
+Two ways, each registered as torch operators with fakes: `*_pairs` in torch, for a `Pairs` map, and `*_tiles` in Triton, for
+a `Tiles` map. Both accumulate in float32 at least, and add in a fixed order: results are the same from run to run.
+"""
 
 import torch
+import triton
+import triton.language as tl
 
-from triton_kernels.kernel_map import KernelMap
+from triton_kernels.backend import INTERPRETED
+from triton_kernels.configurations import Configuration, configuration
+from triton_kernels.kernel_map import Pairs, Plan, Tiles
 
-CHUNK = 4096  # pairs multiplied at once: gathered rows and products stay in the processor's cache
+CHUNK = 4096  # pairs multiplied at once in torch: gathered rows and products stay in the processor's cache
 
-
-class _Convolution(torch.autograd.Function):
-    """Per offset and chunk of pairs: gather, multiply, add.
-
-    A row occurs at most once among the outputs of an offset, and once among its inputs, so index_add_ never adds twice
-    to a row in one call: results are the same from run to run. Sums are kept in float32 at least: adding up offsets in
-    half precision would round at every step.
-    """
-
-    @staticmethod
-    def forward(ctx, x, weight, rows_in, rows_out, n_out, centre):
-        ctx.save_for_backward(x, weight)
-        ctx.rows, ctx.centre = (rows_in, rows_out), centre
-        wide = torch.promote_types(x.dtype, torch.float32)
-        if centre is None:
-            out = x.new_zeros(n_out, weight.shape[2], dtype=wide)
-        else:
-            out = (x @ weight[centre]).to(wide)
-        for k, i, o in _chunks(rows_in, rows_out, centre):
-            out.index_add_(0, o, (x.index_select(0, i) @ weight[k]).to(wide))
-        return out.to(x.dtype)
-
-    @staticmethod
-    def backward(ctx, grad):
-        x, weight = ctx.saved_tensors
-        grad = grad.contiguous()
-        wide = torch.promote_types(x.dtype, torch.float32)
-        for_x, for_weight = ctx.needs_input_grad[:2]
-        grad_x = torch.zeros_like(x, dtype=wide) if for_x else None
-        grad_weight = torch.zeros_like(weight, dtype=wide) if for_weight else None
-        if ctx.centre is not None:
-            if for_x:
-                grad_x += grad @ weight[ctx.centre].T
-            if for_weight:
-                grad_weight[ctx.centre] = x.T @ grad
-        for k, i, o in _chunks(*ctx.rows, ctx.centre):
-            gathered = grad.index_select(0, o)
-            if for_x:
-                grad_x.index_add_(0, i, (gathered @ weight[k].T).to(wide))
-            if for_weight:
-                grad_weight[k] += x.index_select(0, i).T @ gathered
-        return (
-            grad_x.to(x.dtype) if for_x else None,
-            grad_weight.to(weight.dtype) if for_weight else None,
-            *(None,) * 4,
-        )
+# Raw operators called by autograd.Function: torch.library's own register_autograd takes 65 us more a call.
+library = torch.library.Library("triton_kernels", "DEF")
 
 
-def _chunks(rows_in, rows_out, centre):
-    """(k, rows in, rows out) of at most CHUNK pairs; the centre, where every row meets itself, needs no gathering."""
-    for k, (i, o) in enumerate(zip(rows_in, rows_out, strict=True)):
-        if k != centre:
-            yield from ((k, a, b) for a, b in zip(i.split(CHUNK), o.split(CHUNK), strict=True) if len(a))
-
-
-def convolve(x: torch.Tensor, weight: torch.Tensor, kernel_map: KernelMap, transposed: bool = False) -> torch.Tensor:
+def convolve(x: torch.Tensor, weight: torch.Tensor, kernel_map: Pairs | Tiles, transposed: bool = False) -> torch.Tensor:
     """Features `[V, Cin]` and weight `[K, Cin, Cout]` -> `[V', Cout]`.
 
     A transposed convolution reads the map from its coarse rows to its fine ones, with the same weight index.
     """
-    m = kernel_map
-    rows = (m.coarse, m.fine, m.n_fine) if transposed else (m.fine, m.coarse, m.n_coarse)
-    return _Convolution.apply(x, weight, *rows, m.centre)
+    way = _PairConvolution if isinstance(kernel_map, Pairs) else _TileConvolution
+    return way.apply(x, weight, kernel_map, transposed)
+
+
+class _PairConvolution(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, weight, m, transposed):
+        ctx.save_for_backward(x, weight)
+        ctx.rows = (m.coarse, m.fine) if transposed else (m.fine, m.coarse)
+        ctx.shape = (m.counts, m.centre)
+        return torch.ops.triton_kernels.convolve_pairs(
+            x, weight, *ctx.rows, *ctx.shape, m.n_fine if transposed else m.n_coarse
+        )
+
+    @staticmethod
+    def backward(ctx, grad):
+        x, weight = ctx.saved_tensors
+        for_x, for_weight = ctx.needs_input_grad[:2]
+        grad_x, grad_weight = torch.ops.triton_kernels.convolve_pairs_backward(
+            grad, x, weight, *ctx.rows, *ctx.shape, for_x, for_weight
+        )
+        return grad_x if for_x else None, grad_weight if for_weight else None, None, None
+
+
+class _TileConvolution(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, weight, m, transposed):
+        ctx.save_for_backward(x, weight)
+        ctx.map, ctx.transposed = m, transposed
+        return _tiles(x, weight, m, to_fine=transposed)
+
+    @staticmethod
+    def backward(ctx, grad):
+        x, weight = ctx.saved_tensors
+        m, grad = ctx.map, grad.contiguous()
+        grad_x = grad_weight = None
+        if ctx.needs_input_grad[0]:
+            grad_x = _tiles(grad, weight, m, to_fine=not ctx.transposed, transpose=True)
+        if ctx.needs_input_grad[1]:
+            rows = (m.pairs_coarse, m.pairs_fine) if ctx.transposed else (m.pairs_fine, m.pairs_coarse)
+            grad_weight = torch.ops.triton_kernels.weight_gradient_tiles(x, grad, *rows, m.start)
+            grad_weight = grad_weight.to(weight.dtype)
+        return grad_x, grad_weight, None, None
+
+
+def _tiles(x: torch.Tensor, weight: torch.Tensor, m: Tiles, to_fine: bool, transpose: bool = False) -> torch.Tensor:
+    """x times each offset's weight (or its transpose), summed into the map's coarse or fine rows."""
+    mirror = to_fine and m.fine is None
+    p = m.fine if to_fine and not mirror else m.coarse
+    return torch.ops.triton_kernels.convolve_tiles(
+        x.contiguous(), weight.contiguous(), p.order, p.table, p.lists, p.counts, p.height, mirror, transpose
+    )
+
+
+library.define(
+    "convolve_pairs(Tensor x, Tensor weight, Tensor rows_in, Tensor rows_out, int[] counts, int? centre, int n_out)"
+    " -> Tensor"
+)
+library.define(
+    "convolve_pairs_backward(Tensor grad, Tensor x, Tensor weight, Tensor rows_in, Tensor rows_out, int[] counts,"
+    " int? centre, bool for_x, bool for_weight) -> (Tensor, Tensor)"
+)
+library.define(
+    "convolve_tiles(Tensor x, Tensor weight, Tensor order, Tensor table, Tensor lists, Tensor counts, int height,"
+    " bool mirror, bool transpose) -> Tensor"
+)
+library.define(
+    "weight_gradient_tiles(Tensor x, Tensor grad, Tensor rows_in, Tensor rows_out, Tensor start) -> Tensor"
+)
+
+
+def _chunks(rows_in, rows_out, counts, centre):
+    """(k, rows in, rows out) of at most CHUNK pairs; the centre, where every row meets itself, needs no gathering."""
+    end = 0
+    for k, count in enumerate(counts):
+        begin, end = end, end + count
+        if k != centre:
+            for at in range(begin, end, CHUNK):
+                piece = slice(at, min(at + CHUNK, end))
+                yield k, rows_in[piece], rows_out[piece]
+
+
+def _multiplier(rows: int, like: torch.Tensor, channels: int):
+    """`a, b -> a @ b` for up to `rows` rows, into one buffer that stays in cache; widened to float32 from halves."""
+    buffer = like.new_empty(min(rows, CHUNK), channels)
+    wide = torch.promote_types(like.dtype, torch.float32)
+    return lambda a, b: torch.mm(a, b, out=buffer[: len(a)]).to(wide)
+
+
+def _gatherer(rows: int, source: torch.Tensor):
+    """`i -> source[i]` for up to `rows` rows, into one buffer."""
+    buffer = source.new_empty(min(rows, CHUNK), source.shape[1])
+    return lambda i: torch.index_select(source, 0, i, out=buffer[: len(i)])
+
+
+@torch.library.impl(library, "convolve_pairs", "CompositeExplicitAutograd")
+def _convolve_pairs(x, weight, rows_in, rows_out, counts, centre, n_out):
+    """A row occurs at most once among the outputs of an offset: index_add_ never adds twice to a row in one call."""
+    wide = torch.promote_types(x.dtype, torch.float32)
+    if centre is None:
+        out = x.new_zeros(n_out, weight.shape[2], dtype=wide)
+    else:
+        out = (x @ weight[centre]).to(wide)
+    gather, multiply = _gatherer(len(rows_in), x), _multiplier(len(rows_in), x, weight.shape[2])
+    for k, i, o in _chunks(rows_in, rows_out, counts, centre):
+        out.index_add_(0, o, multiply(gather(i), weight[k]))
+    return out.to(x.dtype)
+
+
+@torch.library.impl(library, "convolve_pairs_backward", "CompositeExplicitAutograd")
+def _convolve_pairs_backward(grad, x, weight, rows_in, rows_out, counts, centre, for_x, for_weight):
+    grad = grad.contiguous()
+    wide = torch.promote_types(x.dtype, torch.float32)
+    grad_x, grad_weight = (torch.zeros_like(t if wanted else t[:0], dtype=wide) for t, wanted in ((x, for_x), (weight, for_weight)))
+    if centre is not None:
+        if for_x:
+            grad_x += grad @ weight[centre].T
+        if for_weight:
+            grad_weight[centre] = x.T @ grad
+    gather, gather_grad = _gatherer(len(rows_in), x), _gatherer(len(rows_in), grad)
+    multiply = _multiplier(len(rows_in), grad, x.shape[1])
+    for k, i, o in _chunks(rows_in, rows_out, counts, centre):
+        gathered = gather_grad(o)
+        if for_x:
+            grad_x.index_add_(0, i, multiply(gathered, weight[k].T))
+        if for_weight:
+            if x.dtype == wide:
+                grad_weight[k].addmm_(gather(i).T, gathered)
+            else:
+                grad_weight[k] += gather(i).T @ gathered
+    return grad_x.to(x.dtype), grad_weight.to(weight.dtype)
+
+
+@torch.library.impl(library, "convolve_tiles", "CompositeExplicitAutograd")
+def _convolve_tiles(x, weight, order, table, lists, counts, height, mirror, transpose):
+    volume, c_in, c_out = weight.shape
+    strides = (c_out, 1)
+    if transpose:
+        c_in, c_out, strides = c_out, c_in, (1, c_out)
+    out = x.new_empty(len(order), c_out)
+    if not len(order):
+        return out
+    c = configuration("convolve", c_in, c_out, x.dtype, len(order), x.device)
+    partial = out if c.splits == 1 else x.new_empty((c.splits, *out.shape), dtype=torch.float32)
+    grid = (triton.cdiv(c_out, c.columns), len(counts), c.splits)
+    _convolve[grid](
+        x, weight, partial, order, table, lists, counts, len(order),
+        VOLUME=volume, C_IN=c_in, C_OUT=c_out, STRIDE_IN=strides[0], STRIDE_OUT=strides[1], MIRROR=mirror,
+        HEIGHT=height, COLUMNS=c.columns, DEPTH=c.depth, SPLITS=c.splits, PRECISION=_precision(), AS_FLOAT=INTERPRETED,
+        num_warps=c.warps, num_stages=c.stages,
+    )  # fmt: skip
+    return out if c.splits == 1 else partial.sum(0).to(x.dtype)
+
+
+@torch.library.impl(library, "weight_gradient_tiles", "CompositeExplicitAutograd")
+def _weight_gradient_tiles(x, grad, rows_in, rows_out, start):
+    volume, c_in, c_out = len(start) - 1, x.shape[1], grad.shape[1]
+    if not len(rows_in):
+        return x.new_zeros(volume, c_in, c_out, dtype=torch.float32)
+    c = configuration("weight_gradient", c_in, c_out, x.dtype, len(rows_in) // volume, x.device)
+    partial = x.new_empty(c.splits, volume, c_in, c_out, dtype=torch.float32)
+    tiles_out = triton.cdiv(c_out, c.columns)
+    grid = (triton.cdiv(c_in, c.rows) * tiles_out, volume, c.splits)
+    _weight_gradient[grid](
+        x, grad, partial, rows_in, rows_out, start, tiles_out,
+        C_IN=c_in, C_OUT=c_out, ROWS=c.rows, COLUMNS=c.columns, DEPTH=c.depth, SPLITS=c.splits, VOLUME=volume,
+        PRECISION=_precision(), AS_FLOAT=INTERPRETED, num_warps=c.warps, num_stages=c.stages,
+    )  # fmt: skip
+    return partial[0] if c.splits == 1 else partial.sum(0)
+
+
+@torch.library.register_fake("triton_kernels::convolve_pairs", lib=library)
+def _(x, weight, rows_in, rows_out, counts, centre, n_out):
+    return x.new_empty(n_out, weight.shape[2])
+
+
+@torch.library.register_fake("triton_kernels::convolve_pairs_backward", lib=library)
+def _(grad, x, weight, rows_in, rows_out, counts, centre, for_x, for_weight):
+    return torch.empty_like(x if for_x else x[:0]), torch.empty_like(weight if for_weight else weight[:0])
+
+
+@torch.library.register_fake("triton_kernels::convolve_tiles", lib=library)
+def _(x, weight, order, table, lists, counts, height, mirror, transpose):
+    return x.new_empty(len(order), weight.shape[1 if transpose else 2])
+
+
+@torch.library.register_fake("triton_kernels::weight_gradient_tiles", lib=library)
+def _(x, grad, rows_in, rows_out, start):
+    return x.new_empty(len(start) - 1, x.shape[1], grad.shape[1], dtype=torch.float32)
+
+
+def _precision() -> str:
+    """How float32 is multiplied: as torch.set_float32_matmul_precision says."""
+    return "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32"
+
+
+@triton.jit
+def _convolve(
+    x, weight, out, order, table, lists, counts, n,
+    VOLUME: tl.constexpr, C_IN: tl.constexpr, C_OUT: tl.constexpr, STRIDE_IN: tl.constexpr, STRIDE_OUT: tl.constexpr,
+    MIRROR: tl.constexpr, HEIGHT: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr, SPLITS: tl.constexpr,
+    PRECISION: tl.constexpr, AS_FLOAT: tl.constexpr,
+):  # fmt: skip
+    """One tile of rows times one of columns: a masked implicit GEMM over the offsets that occur in the tile.
+
+    One flat loop over (listed offset, piece of the input channels): a nested one is compiled without asynchronous copies.
+    """
+    tile = tl.program_id(1)
+    slot = tile.to(tl.int64) * HEIGHT + tl.arange(0, HEIGHT)
+    inside = slot < n
+    column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
+    pieces: tl.constexpr = (C_IN + DEPTH - 1) // DEPTH
+    steps = tl.load(counts + tile) * pieces
+    listed = lists + tile.to(tl.int64) * VOLUME
+    total = tl.zeros((HEIGHT, COLUMNS), tl.float32)
+    for step in range(tl.program_id(2), steps, SPLITS):
+        k = tl.load(listed + step // pieces).to(tl.int64)
+        row = tl.load(table + k * n + slot, mask=inside, other=-1)
+        depth = step % pieces * DEPTH + tl.arange(0, DEPTH)
+        if MIRROR:
+            k = VOLUME - 1 - k
+        a_mask = (row >= 0)[:, None]
+        b_mask = (column < C_OUT)[None, :]
+        if C_IN % DEPTH != 0:
+            a_mask &= (depth < C_IN)[None, :]
+            b_mask &= (depth < C_IN)[:, None]
+        a = tl.load(x + row.to(tl.int64)[:, None] * C_IN + depth[None, :], mask=a_mask, other=0.0)
+        b = tl.load(
+            weight + k * (C_IN * C_OUT) + depth[:, None] * STRIDE_IN + column[None, :] * STRIDE_OUT, mask=b_mask, other=0.0
+        )
+        if AS_FLOAT:  # the interpreter multiplies bfloat16 wrongly
+            a, b = a.to(tl.float32), b.to(tl.float32)
+        total = tl.dot(a, b, total, input_precision=PRECISION)
+    row = tl.load(order + slot, mask=inside, other=0).to(tl.int64) + tl.program_id(2).to(tl.int64) * n
+    at = out + row[:, None] * C_OUT + column[None, :]
+    tl.store(at, total.to(out.dtype.element_ty), mask=inside[:, None] & (column < C_OUT)[None, :])
+
+
+@triton.jit
+def _weight_gradient(
+    x, grad, out, rows_in, rows_out, start, tiles_out,
+    C_IN: tl.constexpr, C_OUT: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
+    SPLITS: tl.constexpr, VOLUME: tl.constexpr, PRECISION: tl.constexpr, AS_FLOAT: tl.constexpr,
+):  # fmt: skip
+    """out[split, k] = sum over its share of the pairs of k of x[in]^T @ grad[out]; always float32: halves overflow."""
+    tile = tl.program_id(0)
+    k = tl.program_id(1)
+    split = tl.program_id(2)
+    i = tile // tiles_out * ROWS + tl.arange(0, ROWS)
+    j = tile % tiles_out * COLUMNS + tl.arange(0, COLUMNS)
+    begin = tl.load(start + k)
+    end = tl.load(start + k + 1)
+    share = tl.cdiv(end - begin, SPLITS * DEPTH) * DEPTH
+    begin += split * share
+    end = tl.minimum(begin + share, end)
+    total = tl.zeros((ROWS, COLUMNS), tl.float32)
+    for at in range(begin, end, DEPTH):
+        pair = at + tl.arange(0, DEPTH)
+        inside = pair < end
+        a_row = tl.load(rows_in + pair, mask=inside, other=0).to(tl.int64)
+        b_row = tl.load(rows_out + pair, mask=inside, other=0).to(tl.int64)
+        a_mask = inside[:, None]
+        b_mask = inside[:, None]
+        if C_IN % ROWS != 0:
+            a_mask &= (i < C_IN)[None, :]
+        if C_OUT % COLUMNS != 0:
+            b_mask &= (j < C_OUT)[None, :]
+        a = tl.load(x + a_row[:, None] * C_IN + i[None, :], mask=a_mask, other=0.0)
+        b = tl.load(grad + b_row[:, None] * C_OUT + j[None, :], mask=b_mask, other=0.0)
+        if AS_FLOAT:
+            a, b = a.to(tl.float32), b.to(tl.float32)
+        total = tl.dot(tl.trans(a), b, total, input_precision=PRECISION)
+    block = out + (split.to(tl.int64) * VOLUME + k) * (C_IN * C_OUT)
+    tl.store(block + i[:, None] * C_OUT + j[None, :], total, mask=(i < C_IN)[:, None] & (j < C_OUT)[None, :])

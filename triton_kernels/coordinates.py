@@ -1,14 +1,19 @@
 """(batch, x, y, z) <-> one int64 key, and the stride arithmetic of tensor strides."""
 
 import torch
+import triton
+import triton.language as tl
+
+from triton_kernels.backend import uses_triton
 
 BITS = (10, 18, 18, 17)  # of batch, x, y, z; 63 in all, so that keys are never negative
 LOWEST = tuple([0] + [-(1 << (b - 1)) for b in BITS[1:]])
 HIGHEST = tuple(low + (1 << b) - 1 for low, b in zip(LOWEST, BITS, strict=True))
-_SHIFT = (53, 35, 17, 0)
+SHIFT = (53, 35, 17, 0)
+Triple = tuple[int, int, int]
 
 
-def triple(value, name: str) -> tuple[int, int, int]:
+def triple(value, name: str) -> Triple:
     """An int, or one int per axis, as three ints >= 1."""
     values = (value,) * 3 if isinstance(value, int) else tuple(int(v) for v in value)
     if len(values) != 3 or min(values) < 1:
@@ -17,14 +22,17 @@ def triple(value, name: str) -> tuple[int, int, int]:
 
 
 def check(coordinates: torch.Tensor) -> None:
-    """Raise if the coordinates are no `[V, 4]` integers, or lie outside the key's range."""
+    """Raise if the coordinates are no `[V, 4]` integers, or lie outside the key's range. Waits for the device."""
     if coordinates.ndim != 2 or coordinates.shape[1] != 4:
         raise ValueError(f"coordinates must be [V, 4] (batch, x, y, z); they are {list(coordinates.shape)}.")
     if coordinates.is_floating_point() or coordinates.dtype == torch.bool:
         raise TypeError(f"coordinates must be integers, they are {coordinates.dtype}; floor them first.")
-    if len(coordinates) == 0:
-        return
-    low, high = coordinates.amin(0).tolist(), coordinates.amax(0).tolist()
+    if len(coordinates):
+        check_span(*torch.stack((coordinates.amin(0), coordinates.amax(0))).tolist())
+
+
+def check_span(low: list[int], high: list[int]) -> None:
+    """Raise ValueError unless the smallest and largest coordinates, one a column, fit the key."""
     for axis in range(4):
         if low[axis] < LOWEST[axis] or high[axis] > HIGHEST[axis]:
             raise ValueError(
@@ -33,18 +41,64 @@ def check(coordinates: torch.Tensor) -> None:
             )
 
 
-def pack(coordinates: torch.Tensor) -> torch.Tensor:
-    """`[V, 4]` integers inside the range -> keys `[V]` int64, ordered like the coordinates' tuples."""
-    c = coordinates.long()
-    return sum((c[:, i] - LOWEST[i]) << _SHIFT[i] for i in range(4))
-
-
-def key_offset(offset: tuple[int, int, int]) -> int:
-    """What to add to a key to move by `offset` voxels (as long as no axis leaves its range)."""
-    return sum(o << s for o, s in zip(offset, _SHIFT[1:], strict=True))
-
-
-def floor_to(coordinates: torch.Tensor, stride: tuple[int, int, int]) -> torch.Tensor:
+def floor_to(coordinates: torch.Tensor, stride: Triple) -> torch.Tensor:
     """`floor(c / s) * s` per spatial axis, towards minus infinity; the batch stays."""
-    s = torch.tensor((1, *stride), device=coordinates.device, dtype=coordinates.dtype)
-    return torch.div(coordinates, s, rounding_mode="floor") * s
+    if stride == (1, 1, 1):
+        return coordinates
+    axes = (torch.div(coordinates[:, i + 1], s, rounding_mode="floor") * s for i, s in enumerate(stride))
+    return torch.stack((coordinates[:, 0], *axes), 1)
+
+
+def pack(coordinates: torch.Tensor, stride: Triple = (1, 1, 1)) -> torch.Tensor:
+    """`[V, 4]` integers inside the range -> keys `[V]` int64 of their floors, ordered like the tuples."""
+    if uses_triton(coordinates.device):
+        coordinates = coordinates.int().contiguous()
+        keys = torch.empty(len(coordinates), dtype=torch.int64, device=coordinates.device)
+        if len(keys):
+            _pack[(triton.cdiv(len(keys), 1024),)](coordinates, keys, len(keys), *stride, BLOCK=1024)
+        return keys
+    c = floor_to(coordinates, stride).long()
+    return sum((c[:, i] - LOWEST[i]) << SHIFT[i] for i in range(4))
+
+
+def key_offset(offset: Triple) -> int:
+    """What to add to a key to move by `offset` voxels (as long as no axis leaves its range)."""
+    return sum(o << s for o, s in zip(offset, SHIFT[1:], strict=True))
+
+
+_LOW_X, _LOW_Y, _LOW_Z = (tl.constexpr(low) for low in LOWEST[1:])
+_HIGH_X, _HIGH_Y, _HIGH_Z = (tl.constexpr(high) for high in HIGHEST[1:])
+_SHIFT_B, _SHIFT_X, _SHIFT_Y = (tl.constexpr(shift) for shift in SHIFT[:3])
+
+
+@triton.jit
+def key_of(batch, x, y, z):
+    """Key of int32 coordinates inside the range."""
+    b = batch.to(tl.int64) << _SHIFT_B
+    x = (x - _LOW_X).to(tl.int64) << _SHIFT_X
+    y = (y - _LOW_Y).to(tl.int64) << _SHIFT_Y
+    return b | x | y | (z - _LOW_Z).to(tl.int64)
+
+
+@triton.jit
+def in_range(x, y, z):
+    """Whether spatial coordinates have a key."""
+    low = (x >= _LOW_X) & (y >= _LOW_Y) & (z >= _LOW_Z)
+    return low & (x <= _HIGH_X) & (y <= _HIGH_Y) & (z <= _HIGH_Z)
+
+
+@triton.jit
+def _floor(c, stride):
+    rest = c % stride  # has the sign of c, as in C
+    return c - tl.where(rest < 0, rest + stride, rest)
+
+
+@triton.jit
+def _pack(coordinates, keys, n, stride_x, stride_y, stride_z, BLOCK: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = row < n
+    batch = tl.load(coordinates + row * 4, mask=inside, other=0)
+    x = _floor(tl.load(coordinates + row * 4 + 1, mask=inside, other=0), stride_x)
+    y = _floor(tl.load(coordinates + row * 4 + 2, mask=inside, other=0), stride_y)
+    z = _floor(tl.load(coordinates + row * 4 + 3, mask=inside, other=0), stride_z)
+    tl.store(keys + row, key_of(batch, x, y, z), mask=inside)

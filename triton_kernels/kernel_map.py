@@ -1,30 +1,82 @@
-"""Which input row meets which weight at which output row: made once a resolution, shared by all layers."""
+"""Which input row meets which weight at which output row: made once a resolution, shared by all layers.
 
+Two forms of one thing. `Pairs`, for torch: all pairs of rows, offset after offset. `Tiles`, for Triton: a table of each
+output row's neighbours, its rows sorted so that those with the same neighbours share a tile, and each tile's list of the
+offsets that occur in it; and the pairs, packed but never counted by the host.
+"""
+
+import functools
+import math
 from dataclasses import dataclass
 from itertools import product
 
 import torch
+import triton
+import triton.language as tl
 
-from triton_kernels.coordinates import HIGHEST, LOWEST, check, floor_to, key_offset, pack
-from triton_kernels.hash_table import HashTable
+from triton_kernels.coordinates import (
+    HIGHEST,
+    LOWEST,
+    Triple,
+    check,
+    floor_to,
+    in_range,
+    key_of,
+    key_offset,
+    pack,
+)
+from triton_kernels.hash_table import HashTable, distinct, find, first_rows
 
-Triple = tuple[int, int, int]
+SORTABLE = 62  # offsets that fit a row's bit mask; larger kernels keep their rows unsorted
 
 
 @dataclass(frozen=True)
-class KernelMap:
-    """Pairs of rows for each kernel offset.
+class Pairs:
+    """Row fine[p] (the convolution's input) meets weight k at row coarse[p] (its output), offset after offset.
 
-    `fine[k]` and `coarse[k]` are `[P_k]` int64: row fine[k][i] (the convolution's input) meets weight k at row
-    coarse[k][i] (its output). A transposed convolution reads the same map from coarse to fine. `centre` is the offset
-    at which each row meets itself, if there is one.
+    `fine`, `coarse`: `[P]` int64. `counts`: pairs of each offset. A transposed convolution reads the same map from coarse
+    to fine. `centre` is the offset at which each row meets itself, if there is one.
     """
 
-    fine: tuple[torch.Tensor, ...]
-    coarse: tuple[torch.Tensor, ...]
+    fine: torch.Tensor
+    coarse: torch.Tensor
+    counts: tuple[int, ...]
     n_fine: int
     n_coarse: int
     centre: int | None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One side of a map, as the Triton convolution that writes this side's rows reads it.
+
+    `order`: `[n]` row of each slot. `table`: `[K, n]` neighbour of each slot at each offset, -1 for none. `lists`,
+    `counts`: `[tiles, K]`, `[tiles]` the offsets that occur in each tile of `height` slots. All int32.
+    """
+
+    order: torch.Tensor
+    table: torch.Tensor
+    lists: torch.Tensor
+    counts: torch.Tensor
+    height: int
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """A kernel map for Triton.
+
+    `coarse`: the plan that writes coarse rows. `fine`: the plan that writes fine rows; None where it is `coarse` with the
+    offsets mirrored. `pairs_fine`, `pairs_coarse`: packed pairs, int32; those of offset k from `start[k]` to
+    `start[k + 1]`, and room for more behind the last.
+    """
+
+    coarse: Plan
+    fine: Plan | None
+    pairs_fine: torch.Tensor
+    pairs_coarse: torch.Tensor
+    start: torch.Tensor
+    n_fine: int
+    n_coarse: int
 
 
 def kernel_offsets(kernel: Triple) -> list[Triple]:
@@ -33,8 +85,8 @@ def kernel_offsets(kernel: Triple) -> list[Triple]:
     return [(a, b, c) for c, b, a in product(*axes[::-1])]
 
 
-def build(fine: torch.Tensor, coarse: torch.Tensor, kernel: Triple, step: Triple, table: HashTable) -> KernelMap:
-    """The map of a convolution.
+def build_pairs(fine: torch.Tensor, coarse: torch.Tensor, kernel: Triple, step: Triple, table: HashTable) -> Pairs:
+    """The map of a convolution, for torch.
 
     Args:
         fine: `[V, 4]` input coordinates, those of `table`.
@@ -45,9 +97,8 @@ def build(fine: torch.Tensor, coarse: torch.Tensor, kernel: Triple, step: Triple
     """
     offsets = [tuple(o * s for o, s in zip(offset, step, strict=True)) for offset in kernel_offsets(kernel)]
     # Rows in key order: neighbouring queries then fall on neighbouring keys, which a search rewards severalfold.
-    order = table.rows if coarse is fine else torch.argsort(pack(coarse))
+    keys, order = torch.sort(pack(coarse))
     queries = coarse[order]
-    keys = pack(queries)
     low, high = (queries.amin(0).tolist(), queries.amax(0).tolist()) if len(queries) else (LOWEST, LOWEST)
     mirrored = coarse is fine and all(k % 2 for k in kernel)
     pairs: list = [None] * len(offsets)
@@ -65,16 +116,72 @@ def build(fine: torch.Tensor, coarse: torch.Tensor, kernel: Triple, step: Triple
         hit = torch.nonzero(found >= 0).squeeze(1)
         pairs[k] = (found[hit], order[hit])
     fine_rows, coarse_rows = zip(*pairs, strict=True)
-    return KernelMap(fine_rows, coarse_rows, len(fine), len(coarse), centre=len(pairs) // 2 if mirrored else None)
+    counts = tuple(map(len, fine_rows))
+    centre = len(pairs) // 2 if mirrored else None
+    return Pairs(torch.cat(fine_rows), torch.cat(coarse_rows), counts, len(fine), len(coarse), centre)
+
+
+def build_tiles(fine: torch.Tensor, coarse: torch.Tensor, kernel: Triple, step: Triple, table: HashTable) -> Tiles:
+    """The map of a convolution, for Triton; arguments as `build_pairs`. Never waits for the device."""
+    volume, n, n_fine = math.prod(kernel), len(coarse), len(fine)
+    mirrored = coarse is fine and all(k % 2 for k in kernel)
+    int32 = {"dtype": torch.int32, "device": coarse.device}
+    fine_of = torch.full((volume, n), -1, **int32)
+    coarse_of = fine_of if mirrored else torch.full((volume, n_fine), -1, **int32)
+    if n and n_fine:
+        grid = (triton.cdiv(n, 256), volume // 2 + 1 if mirrored else volume)  # a mirrored half is written alongside
+        _look_up[grid](
+            coarse, table.keys, table.rows, table.capacity, fine_of, coarse_of, n, n_fine, *kernel, *step,
+            MIRRORED=mirrored, BLOCK=256,
+        )  # fmt: skip
+    flat = fine_of.view(-1)
+    ends = torch.cumsum(flat >= 0, 0, dtype=torch.int64 if len(flat) >= 2**31 else torch.int32)
+    start = torch.zeros(volume + 1, dtype=ends.dtype, device=ends.device)
+    if n:
+        start[1:] = ends[n - 1 :: n]
+    pairs = torch.empty((2, len(flat)), **int32)
+    if len(flat):
+        _pack_pairs[(triton.cdiv(len(flat), 1024),)](flat, ends, pairs[0], pairs[1], n, len(flat), BLOCK=1024)
+    bits = _bits(kernel, coarse.device)
+    return Tiles(
+        plan(fine_of, bits), None if mirrored else plan(coarse_of, bits), pairs[0], pairs[1], start, n_fine, n
+    )
+
+
+@functools.cache
+def _bits(kernel: Triple, device: torch.device) -> torch.Tensor:
+    """Bit of each offset in a row's mask: the farthest offset, the rarest in any cloud, takes the top one."""
+    offsets = kernel_offsets(kernel)
+    by_distance = sorted(range(len(offsets)), key=lambda k: sum(o * o for o in offsets[k]))
+    bits = torch.empty(len(offsets), dtype=torch.int32)
+    bits[by_distance] = torch.arange(len(offsets), dtype=torch.int32)
+    return bits.to(device)
+
+
+def plan(table: torch.Tensor, bits: torch.Tensor) -> Plan:
+    """Sort the rows of a table `[K, n]` by their neighbours, and list each tile's offsets."""
+    volume, n = table.shape
+    int32 = {"dtype": torch.int32, "device": table.device}
+    height = 128 if n >= 32768 else 64 if n >= 4096 else 32  # few rows: more, shorter tiles keep the device busy
+    tiles = triton.cdiv(n, height)
+    ordered, lists = torch.empty_like(table), torch.empty((tiles, volume), **int32)
+    counts, order = torch.empty(tiles, **int32), torch.arange(n, **int32)
+    if n:
+        if volume <= SORTABLE:
+            rank = torch.empty(n, dtype=torch.int32 if volume < 32 else torch.int64, device=table.device)
+            _rank[(triton.cdiv(n, 256),)](table, bits, rank, n, VOLUME=volume, WORD=tl.int32 if volume < 32 else tl.int64, BLOCK=256)
+            order = torch.sort(rank, stable=True)[1].int()
+        _tile[(tiles,)](table, order, ordered, lists, counts, n, VOLUME=volume, HEIGHT=height)
+    return Plan(order, ordered, lists, counts, height)
 
 
 def downsample(coordinates: torch.Tensor, stride: Triple) -> torch.Tensor:
-    """The distinct `floor(c / s) * s`, in the order of their keys; `stride` is the output's tensor stride."""
+    """The distinct `floor(c / s) * s`, in the order of their first occurrence; `stride` is the output's tensor stride."""
     return _distinct(floor_to(coordinates, stride))
 
 
 def reached(coarse: torch.Tensor, kernel: Triple, step: Triple) -> torch.Tensor:
-    """The distinct `c + offset`, in the order of their keys: where a transposed layer without a cached level lands."""
+    """The distinct `c + offset`, in the order of their first occurrence: where an uncached transposed layer lands."""
     offsets = torch.tensor([(0, *o) for o in kernel_offsets(kernel)], device=coarse.device, dtype=coarse.dtype)
     offsets = offsets * torch.tensor((1, *step), device=coarse.device, dtype=coarse.dtype)
     return _distinct((coarse[:, None] + offsets).reshape(-1, 4))
@@ -82,8 +189,83 @@ def reached(coarse: torch.Tensor, kernel: Triple, step: Triple) -> torch.Tensor:
 
 def _distinct(coordinates: torch.Tensor) -> torch.Tensor:
     check(coordinates)  # rounding down and reaching forward may leave the range, where keys would wrap
-    keys = pack(coordinates)
-    ordered, rows = torch.sort(keys, stable=True)
-    first = torch.ones(len(keys), dtype=torch.bool, device=keys.device)
-    first[1:] = ordered[1:] != ordered[:-1]
-    return coordinates[rows[first]]
+    number, first, count = distinct(pack(coordinates))
+    return coordinates[first_rows(number, first, int(count))]
+
+
+@triton.jit
+def _offset(i, size, step):
+    return (i - tl.where(size % 2 == 1, size // 2, 0)) * step
+
+
+@triton.jit
+def _look_up(
+    coordinates, slots, slot_rows, capacity, fine_of, coarse_of, n, n_fine, size_x, size_y, size_z, step_x, step_y, step_z,
+    MIRRORED: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """fine_of[k, row] = the fine row at row's coordinate + offset k, and the way back."""
+    row = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    k = tl.program_id(1)
+    inside = row < n
+    batch = tl.load(coordinates + row * 4, mask=inside, other=0)
+    x = tl.load(coordinates + row * 4 + 1, mask=inside, other=0) + _offset(k % size_x, size_x, step_x)
+    y = tl.load(coordinates + row * 4 + 2, mask=inside, other=0) + _offset(k // size_x % size_y, size_y, step_y)
+    z = tl.load(coordinates + row * 4 + 3, mask=inside, other=0) + _offset(k // (size_x * size_y), size_z, step_z)
+    searching = inside & in_range(x, y, z)
+    found = find(key_of(batch, x, y, z), searching, slots, slot_rows, capacity)
+    hit = found >= 0
+    k = k.to(tl.int64)
+    tl.store(fine_of + k * n + row, found, mask=inside)
+    if MIRRORED:
+        last = size_x * size_y * size_z - 1
+        tl.store(fine_of + (last - k) * n + found, row.to(tl.int32), mask=hit)
+    else:
+        tl.store(coarse_of + k * n_fine + found, row.to(tl.int32), mask=hit)
+
+
+@triton.jit
+def _pack_pairs(table, ends, pairs_fine, pairs_coarse, n, total, BLOCK: tl.constexpr):
+    """Write each neighbour of a flat table to its place among the pairs."""
+    i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    found = tl.load(table + i, mask=i < total, other=-1)
+    hit = found >= 0
+    place = tl.load(ends + i, mask=hit, other=1) - 1
+    tl.store(pairs_fine + place, found, mask=hit)
+    tl.store(pairs_coarse + place, (i % n).to(tl.int32), mask=hit)
+
+
+@triton.jit
+def _rank(table, bits, rank, n, VOLUME: tl.constexpr, WORD: tl.constexpr, BLOCK: tl.constexpr):
+    """Place of each row's neighbour mask in the Gray sequence: next to it stand masks that differ in one offset."""
+    row = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = row < n
+    mask = tl.zeros((BLOCK,), WORD)
+    for k in range(VOLUME):
+        neighbour = tl.load(table + tl.cast(k, tl.int64) * n + row, mask=inside, other=-1)
+        mask |= (neighbour >= 0).to(WORD) << tl.load(bits + k).to(WORD)
+    mask ^= mask >> 1
+    mask ^= mask >> 2
+    mask ^= mask >> 4
+    mask ^= mask >> 8
+    mask ^= mask >> 16
+    if VOLUME > 31:
+        mask ^= mask >> 32
+    tl.store(rank + row, mask, mask=inside)
+
+
+@triton.jit
+def _tile(table, order, ordered, lists, counts, n, VOLUME: tl.constexpr, HEIGHT: tl.constexpr):
+    """Put the table's columns into order, and list the offsets that occur in each tile."""
+    tile = tl.program_id(0)
+    slot = tile.to(tl.int64) * HEIGHT + tl.arange(0, HEIGHT)
+    inside = slot < n
+    row = tl.load(order + slot, mask=inside, other=0)
+    count = tile * 0
+    for k in range(VOLUME):
+        base = tl.cast(k, tl.int64) * n
+        neighbour = tl.load(table + base + row, mask=inside, other=-1)
+        tl.store(ordered + base + slot, neighbour, mask=inside)
+        occurs = tl.max(neighbour, 0) >= 0
+        tl.store(lists + tile.to(tl.int64) * VOLUME + count, k, mask=occurs)
+        count += occurs.to(tl.int32)
+    tl.store(counts + tile, count)

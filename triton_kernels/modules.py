@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import nn
 
 from triton_kernels import kernel_map as maps
 from triton_kernels.convolution import convolve
+from triton_kernels.backend import uses_triton
 from triton_kernels.coordinates import check, pack, triple
 from triton_kernels.hash_table import HashTable
 from triton_kernels.normalization import normalize
+from triton_kernels.voxelize import Voxels
 
 Size = int | tuple[int, int, int]
 
@@ -22,19 +25,28 @@ class _Cache:
     def __init__(self):
         self.coordinates: dict[tuple, torch.Tensor] = {}
         self.tables: dict[tuple, HashTable] = {}
-        self.maps: dict[tuple, maps.KernelMap] = {}
+        self.maps: dict[tuple, maps.Pairs | maps.Tiles] = {}
 
-    def kernel_map(self, fine: tuple, coarse: tuple, kernel: tuple, dilation: tuple) -> maps.KernelMap:
-        """The map from the coordinates at stride `fine` to those at stride `coarse`."""
-        name = (fine, coarse, kernel, dilation)
+    @torch.compiler.disable  # how many rows there are depends on the data
+    def kernel_map(
+        self, fine: tuple, coarse: tuple, kernel: tuple, dilation: tuple, dtype: torch.dtype
+    ) -> maps.Pairs | maps.Tiles:
+        """The map from the coordinates at stride `fine` to those at stride `coarse`, for features of `dtype`."""
+        build = maps.build_tiles if uses_triton(self.coordinates[fine].device, dtype) else maps.build_pairs
+        name = (fine, coarse, kernel, dilation, build)
         if name not in self.maps:
             if fine not in self.tables:
                 self.tables[fine] = HashTable(pack(self.coordinates[fine]))
             step = tuple(d * s for d, s in zip(dilation, fine, strict=True))
-            self.maps[name] = maps.build(
-                self.coordinates[fine], self.coordinates[coarse], kernel, step, self.tables[fine]
-            )
+            self.maps[name] = build(self.coordinates[fine], self.coordinates[coarse], kernel, step, self.tables[fine])
         return self.maps[name]
+
+    @torch.compiler.disable
+    def level(self, stride: tuple, make: Callable[[], torch.Tensor]) -> torch.Tensor:
+        """The coordinates at `stride`, made by `make` if the cache has none."""
+        if stride not in self.coordinates:
+            self.coordinates[stride] = make()
+        return self.coordinates[stride]
 
 
 class SparseTensor:
@@ -42,21 +54,32 @@ class SparseTensor:
 
     Args:
         features: `[V, C]`.
-        coordinates: `[V, 4]` integers (batch, three axes), all different, multiples of the stride.
+        coordinates: `[V, 4]` integers (batch, three axes), all different, multiples of the stride; or what `voxelize`
+            returned, which needs no checks and brings the coordinates of coarser strides along.
         stride: tensor stride, one int or one per axis.
 
-    Raises ValueError or TypeError if shapes disagree, coordinates are no integers, out of range, or off the stride.
+    Raises ValueError or TypeError if shapes disagree, coordinates are no integers, out of range, off the stride, or
+    not all different.
     """
 
-    def __init__(self, features: torch.Tensor, coordinates: torch.Tensor, stride: Size = 1):
-        check(coordinates)
+    def __init__(self, features: torch.Tensor, coordinates: torch.Tensor | Voxels, stride: Size = 1):
         self.stride = triple(stride, "stride")
+        self.features = features
+        self.cache = _Cache()
+        if isinstance(coordinates, Voxels):
+            self.cache.coordinates |= coordinates.levels
+            _check_features(features, self.coordinates)
+            return
+        check(coordinates)
         _check_features(features, coordinates)
         if self.stride != (1, 1, 1) and (coordinates[:, 1:] % coordinates.new_tensor(self.stride)).any():
             raise ValueError(f"coordinates must be multiples of the stride {self.stride}.")
-        self.features = features
-        self.cache = _Cache()
+        keys = pack(coordinates)
+        table = HashTable(keys)
+        if (table.find(keys) != torch.arange(len(keys), device=keys.device)).any():
+            raise ValueError("a coordinate occurs twice; voxelize the points first.")
         self.cache.coordinates[self.stride] = coordinates.int()
+        self.cache.tables[self.stride] = table
 
     @property
     def coordinates(self) -> torch.Tensor:
@@ -76,6 +99,11 @@ class SparseTensor:
     def to(self, device: torch.device | str) -> SparseTensor:
         """The same tensor on another device, with a fresh cache."""
         return SparseTensor(self.features.to(device), self.coordinates.to(device), self.stride)
+
+    def __getitem__(self, item: int) -> SparseTensor:
+        """The voxels of one batch item, their batch index kept, with a fresh cache."""
+        mine = self.coordinates[:, 0] == item
+        return SparseTensor(self.features[mine], self.coordinates[mine], self.stride)
 
     def __repr__(self) -> str:
         batches = int(self.coordinates[:, 0].max()) + 1 if len(self.features) else 0
@@ -149,9 +177,8 @@ class SparseConv3d(_SparseLayer):
         if self.stride == self.kernel_size == (1, 1, 1):
             return x.with_features(self._biased(features @ weight[0]))
         coarse = tuple(a * b for a, b in zip(x.stride, self.stride, strict=True))
-        if coarse not in x.cache.coordinates:
-            x.cache.coordinates[coarse] = maps.downsample(x.coordinates, coarse)
-        kernel_map = x.cache.kernel_map(x.stride, coarse, self.kernel_size, self.dilation)
+        x.cache.level(coarse, lambda: maps.downsample(x.coordinates, coarse))
+        kernel_map = x.cache.kernel_map(x.stride, coarse, self.kernel_size, self.dilation, features.dtype)
         return x.with_features(self._biased(convolve(features, weight, kernel_map)), coarse)
 
 
@@ -179,10 +206,9 @@ class SparseConvTranspose3d(_SparseLayer):
         if any(a % b for a, b in zip(x.stride, self.stride, strict=True)):
             raise ValueError(f"a tensor of stride {x.stride} cannot be upsampled by {self.stride}.")
         fine = tuple(a // b for a, b in zip(x.stride, self.stride, strict=True))
-        if fine not in x.cache.coordinates:
-            step = tuple(d * s for d, s in zip(self.dilation, fine, strict=True))
-            x.cache.coordinates[fine] = maps.reached(x.coordinates, self.kernel_size, step)
-        kernel_map = x.cache.kernel_map(fine, x.stride, self.kernel_size, self.dilation)
+        step = tuple(d * s for d, s in zip(self.dilation, fine, strict=True))
+        x.cache.level(fine, lambda: maps.reached(x.coordinates, self.kernel_size, step))
+        kernel_map = x.cache.kernel_map(fine, x.stride, self.kernel_size, self.dilation, features.dtype)
         return x.with_features(self._biased(convolve(features, weight, kernel_map, transposed=True)), fine)
 
 
@@ -196,21 +222,29 @@ class BatchNorm(nn.Module):
         super().__init__()
         self.bn = nn.BatchNorm1d(channels, eps=eps, momentum=momentum)
 
-    def forward(self, x: SparseTensor) -> SparseTensor:
-        """Normalised features; fewer than two voxels have no variance of their own and take the running one."""
+    def forward(self, x: SparseTensor, residual: SparseTensor | None = None, relu: bool = False) -> SparseTensor:
+        """Normalised features, plus a residual on the same coordinates, through a ReLU.
+
+        Fewer than two voxels have no variance of their own and take the running one.
+        """
         bn, voxels = self.bn, len(x.features)
+        other = None if residual is None else residual.features
         if isinstance(bn, nn.SyncBatchNorm):
-            return x.with_features(bn(x.features))
+            return x.with_features(_activate(bn(x.features), other, relu))
         if not self.training or voxels < 2:
-            return x.with_features(
-                nn.functional.batch_norm(x.features, bn.running_mean, bn.running_var, bn.weight, bn.bias, eps=bn.eps)
-            )
-        features, mean, variance = normalize(x.features, bn.weight, bn.bias, bn.eps)
+            out = nn.functional.batch_norm(x.features, bn.running_mean, bn.running_var, bn.weight, bn.bias, eps=bn.eps)
+            return x.with_features(_activate(out, other, relu))
+        features, mean, variance = normalize(x.features, bn.weight, bn.bias, bn.eps, other, relu)
         with torch.no_grad():
             bn.running_mean.lerp_(mean, bn.momentum)
-            bn.running_var.lerp_(variance * voxels / (voxels - 1), bn.momentum)
+            bn.running_var.lerp_(variance * (voxels / (voxels - 1)), bn.momentum)
             bn.num_batches_tracked += 1
         return x.with_features(features)
+
+
+def _activate(features: torch.Tensor, residual: torch.Tensor | None, relu: bool) -> torch.Tensor:
+    features = features if residual is None else features + residual
+    return torch.relu(features) if relu else features
 
 
 def cat(a: SparseTensor, b: SparseTensor) -> SparseTensor:
@@ -222,4 +256,6 @@ def cat(a: SparseTensor, b: SparseTensor) -> SparseTensor:
 
 def to_points(x: SparseTensor, inverse: torch.Tensor) -> torch.Tensor:
     """Features `[N, C]` of the points whose voxels are `inverse [N]`."""
+    if x.features.is_cuda:
+        return x.features[inverse]  # its gradient sorts the rows and adds in order; index_select's adds atomically
     return x.features.index_select(0, inverse)

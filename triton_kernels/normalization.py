@@ -1,46 +1,273 @@
-"""Batch norm over voxels: forward, and the three gradients.
+"""Batch norm over voxels, with an optional residual and ReLU, in one pass over the features; and all gradients.
 
 PyTorch's own kernel adds up a channel's rows one by one in float32 on the CPU: its variance is off by 1e-5 of itself at
-20,000 voxels and by 1e-4 at 300,000. Here every sum over voxels is pairwise, and off by less than 1e-6.
+20,000 voxels and by 1e-4 at 300,000. Here blocks of rows are summed about their own mean, and blocks are combined in
+float64: off by less than 1e-6, and the same from run to run.
 """
 
 import torch
+import triton
+import triton.language as tl
 
+from triton_kernels.backend import uses_triton
+from triton_kernels.convolution import library
 
-class _Normalize(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x, weight, bias, eps):
-        wide = torch.promote_types(x.dtype, torch.float32)
-        mean = x.mean(0, dtype=wide)
-        unit = x - mean  # centred before it is squared: no cancellation
-        variance = unit.square().mean(0)
-        scale = torch.rsqrt(variance + eps)
-        unit *= scale
-        ctx.save_for_backward(unit, scale, weight)
-        ctx.mark_non_differentiable(mean, variance)
-        return torch.addcmul(bias, unit, weight).to(x.dtype), mean, variance
-
-    @staticmethod
-    def backward(ctx, grad, _mean, _variance):
-        unit, scale, weight = ctx.saved_tensors
-        wide = grad.to(unit.dtype)
-        grad_bias = wide.sum(0)
-        grad_weight = (wide * unit).sum(0)
-        # d unit / d x takes the mean and the component along `unit` out of the gradient
-        grad_x = (wide - grad_bias / len(unit)).addcmul_(unit, grad_weight / -len(unit)).mul_(weight * scale)
-        return grad_x.to(grad.dtype), grad_weight, grad_bias, None
+ROWS = 1024  # rows a block: in torch small enough to stay in the processor's cache from one operation to the next
+ROWS_TRITON = 128
 
 
 def normalize(
-    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    eps: float,
+    residual: torch.Tensor | None = None,
+    relu: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """`(x - mean) / sqrt(variance + eps) * weight + bias` per channel, statistics in float32 at least.
+    """`relu((x - mean) / sqrt(variance + eps) * weight + bias + residual)`, statistics in float32 at least.
 
     Args:
         x: `[V, C]`, V > 0.
         weight, bias: `[C]`.
         eps: added to the variance.
+        residual: `[V, C]` or None.
+        relu: whether negative values become 0.
 
     Returns the features `[V, C]` in the type of `x`, and the mean and the biased variance `[C]` (without gradient).
     """
-    return _Normalize.apply(x, weight, bias, eps)
+    return _Normalize.apply(x, weight, bias, residual, eps, relu)
+
+
+class _Normalize(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, weight, bias, residual, eps, relu):
+        x = x.contiguous()
+        residual = None if residual is None else residual.to(x.dtype).contiguous()
+        y, mean, variance = torch.ops.triton_kernels.normalize(x, weight, bias, residual, eps, relu)
+        # Where ReLU was active shows in y; without a residual it is cheaper to compute again than to keep.
+        ctx.save_for_backward(x, mean, variance, weight, bias, y if relu and residual is not None else None)
+        ctx.eps, ctx.relu = eps, relu
+        ctx.mark_non_differentiable(mean, variance)
+        return y, mean, variance
+
+    @staticmethod
+    def backward(ctx, grad, _mean, _variance):
+        x, mean, variance, weight, bias, y = ctx.saved_tensors
+        with_residual = ctx.needs_input_grad[3]
+        grad_x, grad_weight, grad_bias, grad_residual = torch.ops.triton_kernels.normalize_backward(
+            grad.contiguous(), x, mean, variance, weight, bias, y, ctx.eps, ctx.relu, with_residual
+        )
+        return grad_x, grad_weight, grad_bias, grad_residual if with_residual else None, None, None
+
+
+library.define(
+    "normalize(Tensor x, Tensor weight, Tensor bias, Tensor? residual, float eps, bool relu) -> (Tensor, Tensor, Tensor)"
+)
+library.define(
+    "normalize_backward(Tensor grad, Tensor x, Tensor mean, Tensor variance, Tensor weight, Tensor bias, Tensor? y,"
+    " float eps, bool relu, bool with_residual) -> (Tensor, Tensor, Tensor, Tensor)"
+)
+
+
+@torch.library.impl(library, "normalize", "CompositeExplicitAutograd")
+def _normalize(x, weight, bias, residual, eps, relu):
+    on_triton = uses_triton(x.device, x.dtype)
+    mean, variance = (_statistics_triton if on_triton else _statistics)(x)
+    scale, shift = _affine(mean, variance, weight, bias, eps)
+    out = torch.empty_like(x)
+    if on_triton:
+        grid, columns = _grid(x)
+        _apply_kernel[grid](
+            x, scale, shift, x if residual is None else residual, out, len(x), x.shape[1],
+            RESIDUAL=residual is not None, RELU=relu, ROWS=ROWS_TRITON, COLUMNS=columns,
+        )  # fmt: skip
+        return out, mean, variance
+    for at in range(0, len(x), ROWS):
+        rows = slice(at, at + ROWS)
+        block = torch.addcmul(shift, x[rows].to(shift.dtype), scale)
+        if residual is not None:
+            block += residual[rows]
+        out[rows] = block.clamp_min_(0) if relu else block
+    return out, mean, variance
+
+
+@torch.library.impl(library, "normalize_backward", "CompositeExplicitAutograd")
+def _normalize_backward(grad, x, mean, variance, weight, bias, y, eps, relu, with_residual):
+    wide, voxels = mean.dtype, len(x)
+    scale, shift = _affine(mean, variance, weight, bias, eps)
+    reciprocal = torch.rsqrt(variance + eps)
+    grad_x, grad_residual = torch.empty_like(x), torch.empty_like(x if with_residual else x[:0])
+    on_triton = uses_triton(x.device, x.dtype)
+    if on_triton:
+        grid, columns = _grid(x)
+        switches = {"RELU": relu, "FROM_OUTPUT": y is not None, "ROWS": ROWS_TRITON, "COLUMNS": columns}
+        active = x if y is None else y
+        partial = torch.empty((2, grid[0], x.shape[1]), dtype=wide, device=x.device)
+        _sums_kernel[grid](
+            grad, x, active, mean, reciprocal, scale, shift, partial[0], partial[1], voxels, x.shape[1], **switches
+        )
+        sum_grad, sum_unit = partial.double().sum(1).to(wide)
+    else:
+        blocks = [slice(at, at + ROWS) for at in range(0, voxels, ROWS)]
+
+        def activated(rows):
+            """The gradient behind the ReLU."""
+            g = grad[rows].to(wide)
+            if not relu:
+                return g
+            positive = torch.addcmul(shift, x[rows].to(wide), scale) > 0 if y is None else y[rows] > 0
+            return g * positive
+
+        partial = x.new_empty(2, len(blocks), x.shape[1], dtype=wide)
+        for i, rows in enumerate(blocks):
+            g = activated(rows)
+            torch.sum(g, 0, out=partial[0, i])
+            torch.sum((x[rows] - mean).mul_(g), 0, out=partial[1, i])
+        sum_grad, sum_unit = partial.double().sum(1).to(wide)
+        sum_unit *= reciprocal
+    # d unit / d x takes the mean, and the component along `unit`, out of the gradient
+    along = reciprocal * sum_unit / -voxels
+    constant = sum_grad / -voxels - mean * along
+    if on_triton:
+        _grad_kernel[grid](
+            grad, x, active, scale, shift, along, constant, grad_x, grad_residual, voxels, x.shape[1],
+            RESIDUAL=with_residual, **switches,
+        )  # fmt: skip
+    else:
+        for rows in blocks:
+            g = activated(rows)
+            if with_residual:
+                grad_residual[rows] = g
+            grad_x[rows] = torch.addcmul(constant, x[rows].to(wide), along).add_(g).mul_(scale)
+    return grad_x, sum_unit.to(weight.dtype), sum_grad.to(bias.dtype), grad_residual
+
+
+@torch.library.register_fake("triton_kernels::normalize", lib=library)
+def _(x, weight, bias, residual, eps, relu):
+    wide = torch.promote_types(x.dtype, torch.float32)
+    return torch.empty_like(x), x.new_empty(x.shape[1], dtype=wide), x.new_empty(x.shape[1], dtype=wide)
+
+
+@torch.library.register_fake("triton_kernels::normalize_backward", lib=library)
+def _(grad, x, mean, variance, weight, bias, y, eps, relu, with_residual):
+    residual = torch.empty_like(x if with_residual else x[:0])
+    return torch.empty_like(x), torch.empty_like(weight), torch.empty_like(bias), residual
+
+
+def _affine(mean, variance, weight, bias, eps):
+    """(scale, shift) `[C]` with x * scale + shift normalised."""
+    scale = torch.rsqrt(variance + eps) * weight
+    return scale, bias - mean * scale
+
+
+def _combine(means: torch.Tensor, squares: torch.Tensor, rows: int, voxels: int):
+    """(mean, biased variance) `[C]` of blocks of `rows` from their means and squared deviations `[B, C]`."""
+    counts = torch.full((len(means), 1), rows, dtype=torch.float64, device=means.device)
+    counts[-1] = voxels - rows * (len(means) - 1)
+    mean = (means.double() * counts).sum(0) / voxels
+    variance = (squares.double() + counts * (means - mean) ** 2).sum(0) / voxels
+    return mean.to(means.dtype), variance.to(means.dtype)
+
+
+def _statistics(x):
+    wide = torch.promote_types(x.dtype, torch.float32)
+    blocks = x.split(ROWS)
+    means, squares = x.new_empty(2, len(blocks), x.shape[1], dtype=wide)
+    for i, block in enumerate(blocks):
+        torch.mean(block, 0, dtype=wide, out=means[i])
+        torch.sum((block - means[i]).square_(), 0, out=squares[i])  # centred before it is squared: no cancellation
+    return _combine(means, squares, ROWS, len(x))
+
+
+def _grid(x):
+    columns = min(triton.next_power_of_2(x.shape[1]), 128)
+    return (triton.cdiv(len(x), ROWS_TRITON), triton.cdiv(x.shape[1], columns)), columns
+
+
+def _statistics_triton(x):
+    grid, columns = _grid(x)
+    means, squares = torch.empty((2, grid[0], x.shape[1]), dtype=torch.float32, device=x.device)
+    _statistics_kernel[grid](x, means, squares, len(x), x.shape[1], ROWS=ROWS_TRITON, COLUMNS=columns)
+    return _combine(means, squares, ROWS_TRITON, len(x))
+
+
+@triton.jit
+def _block(n, channels, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """(element offsets, mask, columns, column mask) of this program's block."""
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    mask = (row < n)[:, None] & (column < channels)[None, :]
+    return row[:, None] * channels + column[None, :], mask, column, column < channels
+
+
+@triton.jit
+def _statistics_kernel(x, means, squares, n, channels, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    at, mask, column, valid = _block(n, channels, ROWS, COLUMNS)
+    values = tl.load(x + at, mask=mask, other=0.0).to(tl.float32)
+    block = tl.program_id(0)
+    mean = tl.sum(values, 0) / tl.minimum(n - block * ROWS, ROWS).to(tl.float32)
+    centred = tl.where(mask, values - mean[None, :], 0.0)
+    tl.store(means + block * channels + column, mean, mask=valid)
+    tl.store(squares + block * channels + column, tl.sum(centred * centred, 0), mask=valid)
+
+
+@triton.jit
+def _apply_kernel(
+    x, scale, shift, residual, out, n, channels,
+    RESIDUAL: tl.constexpr, RELU: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    at, mask, column, valid = _block(n, channels, ROWS, COLUMNS)
+    a = tl.load(scale + column, mask=valid, other=0.0)[None, :]
+    b = tl.load(shift + column, mask=valid, other=0.0)[None, :]
+    y = tl.load(x + at, mask=mask, other=0.0).to(tl.float32) * a + b
+    if RESIDUAL:
+        y += tl.load(residual + at, mask=mask, other=0.0).to(tl.float32)
+    if RELU:
+        y = tl.maximum(y, 0.0)
+    tl.store(out + at, y.to(out.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def _activated(grad, x, active, at, mask, a, b, RELU: tl.constexpr, FROM_OUTPUT: tl.constexpr):
+    """(gradient behind the ReLU, x) of a block."""
+    g = tl.load(grad + at, mask=mask, other=0.0).to(tl.float32)
+    values = tl.load(x + at, mask=mask, other=0.0).to(tl.float32)
+    if RELU:
+        if FROM_OUTPUT:
+            positive = tl.load(active + at, mask=mask, other=0.0) > 0
+        else:
+            positive = values * a + b > 0
+        g = tl.where(positive, g, 0.0)
+    return g, values
+
+
+@triton.jit
+def _sums_kernel(
+    grad, x, active, mean, reciprocal, scale, shift, sums, sums_unit, n, channels,
+    RELU: tl.constexpr, FROM_OUTPUT: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    at, mask, column, valid = _block(n, channels, ROWS, COLUMNS)
+    a = tl.load(scale + column, mask=valid, other=0.0)[None, :]
+    b = tl.load(shift + column, mask=valid, other=0.0)[None, :]
+    g, values = _activated(grad, x, active, at, mask, a, b, RELU, FROM_OUTPUT)
+    centre = tl.load(mean + column, mask=valid, other=0.0)[None, :]
+    unit = (values - centre) * tl.load(reciprocal + column, mask=valid, other=0.0)[None, :]
+    block = tl.program_id(0)
+    tl.store(sums + block * channels + column, tl.sum(g, 0), mask=valid)
+    tl.store(sums_unit + block * channels + column, tl.sum(g * unit, 0), mask=valid)
+
+
+@triton.jit
+def _grad_kernel(
+    grad, x, active, scale, shift, along, constant, grad_x, grad_residual, n, channels,
+    RESIDUAL: tl.constexpr, RELU: tl.constexpr, FROM_OUTPUT: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    at, mask, column, valid = _block(n, channels, ROWS, COLUMNS)
+    a = tl.load(scale + column, mask=valid, other=0.0)[None, :]
+    b = tl.load(shift + column, mask=valid, other=0.0)[None, :]
+    g, values = _activated(grad, x, active, at, mask, a, b, RELU, FROM_OUTPUT)
+    if RESIDUAL:
+        tl.store(grad_residual + at, g.to(grad_residual.dtype.element_ty), mask=mask)
+    along = tl.load(along + column, mask=valid, other=0.0)[None, :]
+    constant = tl.load(constant + column, mask=valid, other=0.0)[None, :]
+    tl.store(grad_x + at, ((g + values * along + constant) * a).to(grad_x.dtype.element_ty), mask=mask)

@@ -15,8 +15,9 @@ def kernel_offsets(kernel: tuple[int, int, int]) -> list[tuple[int, int, int]]:
 
 
 def downsample(coordinates: list[tuple], stride: tuple[int, int, int]) -> list[tuple]:
-    """The distinct floor(c / s) * s, sorted."""
-    return sorted({(c[0], *(math.floor(x / s) * s for x, s in zip(c[1:], stride, strict=True))) for c in coordinates})
+    """The distinct floor(c / s) * s, in the order of their first occurrence."""
+    floors = ((c[0], *(math.floor(x / s) * s for x, s in zip(c[1:], stride, strict=True))) for c in coordinates)
+    return list(dict.fromkeys(floors))
 
 
 def pairs(fine: list[tuple], coarse: list[tuple], kernel, step) -> list[tuple[int, int, int]]:
@@ -42,7 +43,15 @@ def convolve(x: torch.Tensor, weight: torch.Tensor, found: list[tuple], n_out: i
 
 
 def voxelize(bins: torch.Tensor, batch_index: torch.Tensor) -> tuple[list[tuple], list[int], list[int]]:
-    """Sorted distinct (batch, floor(bin)), the first point of each, the voxel of each point."""
+    """The distinct (batch, floor(bin)) in order of first occurrence, the first point of each, the voxel of each point."""
     cells = [(int(b), *(math.floor(v) for v in row)) for b, row in zip(batch_index, bins.tolist(), strict=True)]
-    voxels = sorted(set(cells))
+    voxels = list(dict.fromkeys(cells))
     return voxels, [cells.index(v) for v in voxels], [voxels.index(c) for c in cells]
+
+
+def normalize(x: torch.Tensor, weight, bias, eps: float, residual: torch.Tensor | None = None, relu: bool = False):
+    """Batch norm with the statistics of x, plus the residual, through the ReLU."""
+    variance, mean = torch.var_mean(x, 0, correction=0)
+    out = (x - mean) / torch.sqrt(variance + eps) * weight + bias
+    out = out if residual is None else out + residual
+    return out.clamp_min(0) if relu else out

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 import torch
 
-from triton_kernels.coordinates import check, pack
+from triton_kernels.coordinates import Triple, check_span, floor_to, pack, triple
+from triton_kernels.hash_table import distinct, first_rows
 
 
 @dataclass(frozen=True)
@@ -48,20 +49,28 @@ def _check_edges(*edges: float) -> None:
 
 @dataclass
 class Voxels:
-    """The voxels of a batch, in the order of their keys (batch, then the three axes)."""
+    """The voxels of a batch, in the order of their first points."""
 
     coordinates: torch.Tensor  # [V, 4] int32: batch and three axes
     first: torch.Tensor  # [V] int64: row of each voxel's first point in input order
     inverse: torch.Tensor  # [N] int64: voxel of each point
+    levels: dict[Triple, torch.Tensor]  # tensor stride -> [V', 4] int32, of every stride asked for
 
 
-def voxelize(points: torch.Tensor, batch_index: torch.Tensor, grid: CylindricalGrid | CartesianGrid) -> Voxels:
+def voxelize(
+    points: torch.Tensor,
+    batch_index: torch.Tensor,
+    grid: CylindricalGrid | CartesianGrid,
+    strides: tuple[int, ...] = (1,),
+) -> Voxels:
     """Quantize points by floor (supplement, section A).
 
     Args:
         points: `[N, 3]` metres (further columns are ignored).
         batch_index: `[N]` integers, the batch item of each point.
         grid: the voxels' shape.
+        strides: tensor strides that a network will ask for. Their coordinates are made here too, so that the host
+            waits for the device once a batch, and not again in every strided layer.
 
     Raises ValueError for shapes that do not fit, and for points that are not finite or outside the key's range.
     """
@@ -70,16 +79,25 @@ def voxelize(points: torch.Tensor, batch_index: torch.Tensor, grid: CylindricalG
             f"voxelize takes points [N, 3] and a batch index [N]; they are {list(points.shape)} and "
             f"{list(batch_index.shape)}."
         )
+    levels = [triple(stride, "strides") for stride in dict.fromkeys((1, *strides))]
     bins = torch.floor(grid.bins(points[:, :3]))
-    bad = int((~torch.isfinite(bins)).any(1).sum())
-    if bad:
-        raise ValueError(f"{bad} of {len(points)} points are not finite; remove them first.")
-    quantized = torch.cat((batch_index.long()[:, None], bins.long()), 1)
-    check(quantized)
-    keys, rows = torch.sort(pack(quantized), stable=True)  # stable: the first row of a key is its first point
-    new = torch.ones(len(keys), dtype=torch.bool, device=keys.device)
-    new[1:] = keys[1:] != keys[:-1]
-    first = rows[new]
-    inverse = torch.empty_like(rows)
-    inverse[rows] = torch.cumsum(new, 0) - 1
-    return Voxels(quantized[first].int(), first, inverse)
+    cells = torch.cat((batch_index[:, None].to(bins.dtype), bins), 1)
+    if len(cells) == 0:
+        nothing, rows = cells.int(), batch_index.long()
+        return Voxels(nothing, rows, rows, dict.fromkeys(levels, nothing))
+    quantized = cells.int()
+    numbered = [distinct(pack(quantized, level)) for level in levels]
+    # Everything the host must know, in one transfer: points that are not finite, the span, the number of voxels.
+    facts = (torch.isfinite(cells).all(1).logical_not().sum()[None], cells.amin(0), cells.amax(0))
+    facts = torch.cat([f.double() for f in (*facts, *(count for *_, count in numbered))]).tolist()
+    if facts[0]:
+        raise ValueError(f"{int(facts[0])} of {len(points)} points are not finite; remove them first.")
+    low, high = ([int(f) for f in facts[i : i + 4]] for i in (1, 5))
+    for level in levels:
+        check_span([low[0], *(c // s * s for c, s in zip(low[1:], level, strict=True))], high)
+    rows = [
+        first_rows(number, first, int(count))
+        for (number, first, _), count in zip(numbered, facts[9:], strict=True)
+    ]
+    coordinates = {level: floor_to(quantized[r], level) for level, r in zip(levels, rows, strict=True)}
+    return Voxels(coordinates[levels[0]], rows[0], numbered[0][0], coordinates)

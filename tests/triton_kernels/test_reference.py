@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.triton_kernels.conftest import listed
 from triton_kernels import (
     BatchNorm,
     CartesianGrid,
@@ -107,13 +108,8 @@ def test_gradcheck():
 def test_kernel_maps_by_definition(seed, n, kernel):
     coordinates = cloud(n, seed, spread=3)
     x = SparseTensor(torch.zeros(len(coordinates), 1), coordinates)
-    found = x.cache.kernel_map(x.stride, x.stride, kernel, (1, 1, 1))
-    ours = [
-        (k, int(i), int(o))
-        for k, pair in enumerate(zip(found.fine, found.coarse, strict=True))
-        for i, o in zip(*pair, strict=True)
-    ]
-    assert sorted(ours) == sorted(reference.pairs(tuples(coordinates), tuples(coordinates), kernel, (1, 1, 1)))
+    found = x.cache.kernel_map(x.stride, x.stride, kernel, (1, 1, 1), torch.float32)
+    assert sorted(listed(found)) == sorted(reference.pairs(tuples(coordinates), tuples(coordinates), kernel, (1, 1, 1)))
     assert kernel_offsets(kernel) == reference.kernel_offsets(kernel)
 
 
@@ -147,8 +143,8 @@ def test_the_edge_of_the_range_is_no_seam():
         [[0, 0, 0, HIGHEST[3]], [0, 0, 1, LOWEST[3]], [1, LOWEST[1], 0, 0], [0, HIGHEST[1], 0, 0]]
     )
     x = SparseTensor(torch.ones(4, 1), coordinates)
-    found = x.cache.kernel_map(x.stride, x.stride, (3, 3, 3), (1, 1, 1))
-    assert [len(p) for p in found.fine] == [4 if k == 13 else 0 for k in range(27)]
+    found = x.cache.kernel_map(x.stride, x.stride, (3, 3, 3), (1, 1, 1), torch.float32)
+    assert sorted(listed(found)) == [(13, i, i) for i in range(4)]
     assert len(torch.unique(pack(coordinates))) == 4
 
 
