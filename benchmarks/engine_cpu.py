@@ -31,7 +31,7 @@ def gather_multiply_scatter(x, weight, kernel_map, transposed=False):
     m = kernel_map
     rows_in, rows_out, n_out = (m.coarse, m.fine, m.n_fine) if transposed else (m.fine, m.coarse, m.n_coarse)
     out = x.new_zeros(n_out, weight.shape[2])
-    for k, (i, o) in enumerate(zip(rows_in, rows_out, strict=True)):
+    for k, (i, o) in enumerate(zip(rows_in.split(m.counts), rows_out.split(m.counts), strict=True)):
         out = out.index_add(0, o, x[i] @ weight[k])
     return out
 
@@ -43,8 +43,14 @@ def multiplications(network: MinkUNet, features: torch.Tensor, coordinates: torc
     def count(layer, inputs, output):
         nonlocal total
         fine, coarse = (output, inputs[0]) if isinstance(layer, SparseConvTranspose3d) else (inputs[0], output)
-        kernel_map = inputs[0].cache.maps.get((fine.stride, coarse.stride, layer.kernel_size, layer.dilation))
-        pairs = sum(map(len, kernel_map.fine)) if kernel_map else len(fine.features)  # 1x1x1 layers have no map
+        if layer.kernel_size == (1, 1, 1):
+            pairs = len(fine.features)
+        else:
+            pairs = len(
+                fine.cache.kernel_map(
+                    fine.stride, coarse.stride, layer.kernel_size, layer.dilation, features.dtype
+                ).fine
+            )
         total += 2 * pairs * layer.weight[0].numel() * (2 if layer is network.conv0p1s1 else 3)
 
     kinds = (SparseConv3d, SparseConvTranspose3d)

@@ -8,7 +8,7 @@ from torch import nn
 
 from data.disk import InputError, atomic_write, read_tensors
 from data.frame import Batch
-from slidr.minkunet import UNREAD, MinkUNet
+from slidr.minkunet import STRIDES, UNREAD, MinkUNet
 from triton_kernels import CartesianGrid, CylindricalGrid, SparseTensor, Voxels, voxelize
 
 HEAD = "final."  # the last layer: the shared feature space in pretraining, the classes downstream

@@ -58,7 +58,7 @@ def _look_up(operation: str, c_in: int, c_out: int, dtype: str, size: int, capab
         return Configuration(*tuned)
     wide = 64 if dtype == "float32" else 128
     fit = [min(max(triton.next_power_of_2(c), 16), wide) for c in (c_in, c_out)]
-    depth = min(fit[0], 32 if dtype == "float32" else 64)
+    depth = min(max(c_in & -c_in, 16), 32 if dtype == "float32" else 64)  # where it can, a divisor: no masked loads
     if operation == "convolve":
         return Configuration(0, fit[1], depth, 1, 8 if fit[1] > 64 and size > 12 else 4, 3)
     splits = 1 << min(max(size - 8, 0), 5)  # some 256 pairs a program at least, and at most 32 partial sums

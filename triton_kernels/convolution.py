@@ -1,7 +1,7 @@
 """Sparse convolution: the sum over offsets k, over the pairs (in, out) of k, of x[in] @ W[k]; and its gradients.
 
-Two ways, each registered as torch operators with fakes: `*_pairs` in torch, for a `Pairs` map, and `*_tiles` in Triton, for
-a `Tiles` map. Both accumulate in float32 at least, and add in a fixed order: results are the same from run to run.
+Two ways, each registered as torch operators with fakes: `*_pairs` in torch, for a `Pairs` map, and `*_tiles` in Triton,
+for a `Tiles` map. Both accumulate in float32 at least, and add in a fixed order: results are the same from run to run.
 """
 
 import torch
@@ -9,8 +9,8 @@ import triton
 import triton.language as tl
 
 from triton_kernels.backend import INTERPRETED
-from triton_kernels.configurations import Configuration, configuration
-from triton_kernels.kernel_map import Pairs, Plan, Tiles
+from triton_kernels.configurations import configuration
+from triton_kernels.kernel_map import Pairs, Tiles
 
 CHUNK = 4096  # pairs multiplied at once in torch: gathered rows and products stay in the processor's cache
 
@@ -18,10 +18,12 @@ CHUNK = 4096  # pairs multiplied at once in torch: gathered rows and products st
 library = torch.library.Library("triton_kernels", "DEF")
 
 
-def convolve(x: torch.Tensor, weight: torch.Tensor, kernel_map: Pairs | Tiles, transposed: bool = False) -> torch.Tensor:
-    """Features `[V, Cin]` and weight `[K, Cin, Cout]` -> `[V', Cout]`.
+def convolve(
+    x: torch.Tensor, weight: torch.Tensor, kernel_map: Pairs | Tiles, transposed: bool = False
+) -> torch.Tensor:
+    """Features `[V, Cin]` and weight `[K, Cin, Cout]` -> `[V', Cout]` in the features' type.
 
-    A transposed convolution reads the map from its coarse rows to its fine ones, with the same weight index.
+    The weight may be of a wider type; its gradient is, so that it does not overflow in float16. A transposed convolution reads the map from its coarse rows to its fine ones, with the same weight index.
     """
     way = _PairConvolution if isinstance(kernel_map, Pairs) else _TileConvolution
     return way.apply(x, weight, kernel_map, transposed)
@@ -73,7 +75,7 @@ def _tiles(x: torch.Tensor, weight: torch.Tensor, m: Tiles, to_fine: bool, trans
     mirror = to_fine and m.fine is None
     p = m.fine if to_fine and not mirror else m.coarse
     return torch.ops.triton_kernels.convolve_tiles(
-        x.contiguous(), weight.contiguous(), p.order, p.table, p.lists, p.counts, p.height, mirror, transpose
+        x.contiguous(), weight.to(x.dtype).contiguous(), p.order, p.table, p.lists, p.counts, p.height, mirror, transpose
     )
 
 
@@ -89,9 +91,7 @@ library.define(
     "convolve_tiles(Tensor x, Tensor weight, Tensor order, Tensor table, Tensor lists, Tensor counts, int height,"
     " bool mirror, bool transpose) -> Tensor"
 )
-library.define(
-    "weight_gradient_tiles(Tensor x, Tensor grad, Tensor rows_in, Tensor rows_out, Tensor start) -> Tensor"
-)
+library.define("weight_gradient_tiles(Tensor x, Tensor grad, Tensor rows_in, Tensor rows_out, Tensor start) -> Tensor")
 
 
 def _chunks(rows_in, rows_out, counts, centre):
@@ -121,7 +121,7 @@ def _gatherer(rows: int, source: torch.Tensor):
 @torch.library.impl(library, "convolve_pairs", "CompositeExplicitAutograd")
 def _convolve_pairs(x, weight, rows_in, rows_out, counts, centre, n_out):
     """A row occurs at most once among the outputs of an offset: index_add_ never adds twice to a row in one call."""
-    wide = torch.promote_types(x.dtype, torch.float32)
+    wide, weight = torch.promote_types(x.dtype, torch.float32), weight.to(x.dtype)
     if centre is None:
         out = x.new_zeros(n_out, weight.shape[2], dtype=wide)
     else:
@@ -134,9 +134,11 @@ def _convolve_pairs(x, weight, rows_in, rows_out, counts, centre, n_out):
 
 @torch.library.impl(library, "convolve_pairs_backward", "CompositeExplicitAutograd")
 def _convolve_pairs_backward(grad, x, weight, rows_in, rows_out, counts, centre, for_x, for_weight):
-    grad = grad.contiguous()
+    grad, weight_dtype, weight = grad.contiguous(), weight.dtype, weight.to(x.dtype)
     wide = torch.promote_types(x.dtype, torch.float32)
-    grad_x, grad_weight = (torch.zeros_like(t if wanted else t[:0], dtype=wide) for t, wanted in ((x, for_x), (weight, for_weight)))
+    grad_x, grad_weight = (
+        torch.zeros_like(t if wanted else t[:0], dtype=wide) for t, wanted in ((x, for_x), (weight, for_weight))
+    )
     if centre is not None:
         if for_x:
             grad_x += grad @ weight[centre].T
@@ -153,7 +155,7 @@ def _convolve_pairs_backward(grad, x, weight, rows_in, rows_out, counts, centre,
                 grad_weight[k].addmm_(gather(i).T, gathered)
             else:
                 grad_weight[k] += gather(i).T @ gathered
-    return grad_x.to(x.dtype), grad_weight.to(weight.dtype)
+    return grad_x.to(x.dtype), grad_weight.to(weight_dtype)
 
 
 @torch.library.impl(library, "convolve_tiles", "CompositeExplicitAutograd")
@@ -228,7 +230,7 @@ def _convolve(
 ):  # fmt: skip
     """One tile of rows times one of columns: a masked implicit GEMM over the offsets that occur in the tile.
 
-    One flat loop over (listed offset, piece of the input channels): a nested one is compiled without asynchronous copies.
+    One flat loop over (listed offset, piece of the input channels): a nested one compiles without asynchronous copies.
     """
     tile = tl.program_id(1)
     slot = tile.to(tl.int64) * HEIGHT + tl.arange(0, HEIGHT)
@@ -251,7 +253,9 @@ def _convolve(
             b_mask &= (depth < C_IN)[:, None]
         a = tl.load(x + row.to(tl.int64)[:, None] * C_IN + depth[None, :], mask=a_mask, other=0.0)
         b = tl.load(
-            weight + k * (C_IN * C_OUT) + depth[:, None] * STRIDE_IN + column[None, :] * STRIDE_OUT, mask=b_mask, other=0.0
+            weight + k * (C_IN * C_OUT) + depth[:, None] * STRIDE_IN + column[None, :] * STRIDE_OUT,
+            mask=b_mask,
+            other=0.0,
         )
         if AS_FLOAT:  # the interpreter multiplies bfloat16 wrongly
             a, b = a.to(tl.float32), b.to(tl.float32)

@@ -1,8 +1,8 @@
 """Which input row meets which weight at which output row: made once a resolution, shared by all layers.
 
 Two forms of one thing. `Pairs`, for torch: all pairs of rows, offset after offset. `Tiles`, for Triton: a table of each
-output row's neighbours, its rows sorted so that those with the same neighbours share a tile, and each tile's list of the
-offsets that occur in it; and the pairs, packed but never counted by the host.
+output row's neighbours, its rows sorted so that those with the same neighbours share a tile, and each tile's list of
+the offsets that occur in it; and the pairs, packed but never counted by the host.
 """
 
 import functools
@@ -34,8 +34,8 @@ SORTABLE = 62  # offsets that fit a row's bit mask; larger kernels keep their ro
 class Pairs:
     """Row fine[p] (the convolution's input) meets weight k at row coarse[p] (its output), offset after offset.
 
-    `fine`, `coarse`: `[P]` int64. `counts`: pairs of each offset. A transposed convolution reads the same map from coarse
-    to fine. `centre` is the offset at which each row meets itself, if there is one.
+    `fine`, `coarse`: `[P]` int64. `counts`: pairs of each offset. A transposed convolution reads the same map from
+    coarse to fine. `centre` is the offset at which each row meets itself, if there is one.
     """
 
     fine: torch.Tensor
@@ -65,8 +65,8 @@ class Plan:
 class Tiles:
     """A kernel map for Triton.
 
-    `coarse`: the plan that writes coarse rows. `fine`: the plan that writes fine rows; None where it is `coarse` with the
-    offsets mirrored. `pairs_fine`, `pairs_coarse`: packed pairs, int32; those of offset k from `start[k]` to
+    `coarse`: the plan that writes coarse rows. `fine`: the plan that writes fine rows; None where it is `coarse` with
+    the offsets mirrored. `pairs_fine`, `pairs_coarse`: packed pairs, int32; those of offset k from `start[k]` to
     `start[k + 1]`, and room for more behind the last.
     """
 
@@ -143,9 +143,7 @@ def build_tiles(fine: torch.Tensor, coarse: torch.Tensor, kernel: Triple, step: 
     if len(flat):
         _pack_pairs[(triton.cdiv(len(flat), 1024),)](flat, ends, pairs[0], pairs[1], n, len(flat), BLOCK=1024)
     bits = _bits(kernel, coarse.device)
-    return Tiles(
-        plan(fine_of, bits), None if mirrored else plan(coarse_of, bits), pairs[0], pairs[1], start, n_fine, n
-    )
+    return Tiles(plan(fine_of, bits), None if mirrored else plan(coarse_of, bits), pairs[0], pairs[1], start, n_fine, n)
 
 
 @functools.cache
@@ -158,25 +156,32 @@ def _bits(kernel: Triple, device: torch.device) -> torch.Tensor:
     return bits.to(device)
 
 
+def tile_height(rows: int) -> int:
+    """Rows a tile: where there are few, more and shorter tiles keep the device busy."""
+    return 128 if rows >= 32768 else 64 if rows >= 4096 else 32
+
+
 def plan(table: torch.Tensor, bits: torch.Tensor) -> Plan:
     """Sort the rows of a table `[K, n]` by their neighbours, and list each tile's offsets."""
     volume, n = table.shape
     int32 = {"dtype": torch.int32, "device": table.device}
-    height = 128 if n >= 32768 else 64 if n >= 4096 else 32  # few rows: more, shorter tiles keep the device busy
+    height = tile_height(n)
     tiles = triton.cdiv(n, height)
     ordered, lists = torch.empty_like(table), torch.empty((tiles, volume), **int32)
     counts, order = torch.empty(tiles, **int32), torch.arange(n, **int32)
     if n:
         if volume <= SORTABLE:
             rank = torch.empty(n, dtype=torch.int32 if volume < 32 else torch.int64, device=table.device)
-            _rank[(triton.cdiv(n, 256),)](table, bits, rank, n, VOLUME=volume, WORD=tl.int32 if volume < 32 else tl.int64, BLOCK=256)
+            _rank[(triton.cdiv(n, 256),)](
+                table, bits, rank, n, VOLUME=volume, WORD=tl.int32 if volume < 32 else tl.int64, BLOCK=256
+            )
             order = torch.sort(rank, stable=True)[1].int()
         _tile[(tiles,)](table, order, ordered, lists, counts, n, VOLUME=volume, HEIGHT=height)
     return Plan(order, ordered, lists, counts, height)
 
 
 def downsample(coordinates: torch.Tensor, stride: Triple) -> torch.Tensor:
-    """The distinct `floor(c / s) * s`, in the order of their first occurrence; `stride` is the output's tensor stride."""
+    """The distinct `floor(c / s) * s`, in the order of first occurrence; `stride` is the output's tensor stride."""
     return _distinct(floor_to(coordinates, stride))
 
 
@@ -200,7 +205,8 @@ def _offset(i, size, step):
 
 @triton.jit
 def _look_up(
-    coordinates, slots, slot_rows, capacity, fine_of, coarse_of, n, n_fine, size_x, size_y, size_z, step_x, step_y, step_z,
+    coordinates, slots, slot_rows, capacity, fine_of, coarse_of, n, n_fine,
+    size_x, size_y, size_z, step_x, step_y, step_z,
     MIRRORED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """fine_of[k, row] = the fine row at row's coordinate + offset k, and the way back."""

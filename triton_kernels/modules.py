@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from triton_kernels import kernel_map as maps
-from triton_kernels.convolution import convolve
 from triton_kernels.backend import uses_triton
+from triton_kernels.convolution import convolve
 from triton_kernels.coordinates import check, pack, triple
 from triton_kernels.hash_table import HashTable
 from triton_kernels.normalization import normalize
@@ -135,15 +135,12 @@ class _SparseLayer(nn.Module):
     def extra_repr(self) -> str:
         return f"{self.weight.shape[1]}, {self.weight.shape[2]}, kernel {self.kernel_size}, stride {self.stride}"
 
-    def _cast(self, x: SparseTensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Features and weight in the type that autocast asks for."""
+    def _cast(self, x: SparseTensor) -> torch.Tensor:
+        """Features in the type that autocast asks for."""
         if x.features.shape[1] != self.weight.shape[1]:
             raise ValueError(f"this layer takes {self.weight.shape[1]} channels, the input has {x.features.shape[1]}.")
         kind = x.features.device.type
-        if torch.is_autocast_enabled(kind):
-            dtype = torch.get_autocast_dtype(kind)
-            return x.features.to(dtype), self.weight.to(dtype)
-        return x.features, self.weight
+        return x.features.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else x.features
 
     def _biased(self, out: torch.Tensor) -> torch.Tensor:
         return out if self.bias is None else out + self.bias.to(out.dtype)
@@ -173,13 +170,13 @@ class SparseConv3d(_SparseLayer):
 
     def forward(self, x: SparseTensor) -> SparseTensor:
         """`[V, C]` -> `[V', C']` at tensor stride x.stride * stride."""
-        features, weight = self._cast(x)
+        features = self._cast(x)
         if self.stride == self.kernel_size == (1, 1, 1):
-            return x.with_features(self._biased(features @ weight[0]))
+            return x.with_features(self._biased(features @ self.weight[0].to(features.dtype)))
         coarse = tuple(a * b for a, b in zip(x.stride, self.stride, strict=True))
         x.cache.level(coarse, lambda: maps.downsample(x.coordinates, coarse))
         kernel_map = x.cache.kernel_map(x.stride, coarse, self.kernel_size, self.dilation, features.dtype)
-        return x.with_features(self._biased(convolve(features, weight, kernel_map)), coarse)
+        return x.with_features(self._biased(convolve(features, self.weight, kernel_map)), coarse)
 
 
 class SparseConvTranspose3d(_SparseLayer):
@@ -202,14 +199,14 @@ class SparseConvTranspose3d(_SparseLayer):
 
     def forward(self, x: SparseTensor) -> SparseTensor:
         """`[V', C]` -> `[V, C']` at tensor stride x.stride / stride."""
-        features, weight = self._cast(x)
+        features = self._cast(x)
         if any(a % b for a, b in zip(x.stride, self.stride, strict=True)):
             raise ValueError(f"a tensor of stride {x.stride} cannot be upsampled by {self.stride}.")
         fine = tuple(a // b for a, b in zip(x.stride, self.stride, strict=True))
         step = tuple(d * s for d, s in zip(self.dilation, fine, strict=True))
         x.cache.level(fine, lambda: maps.reached(x.coordinates, self.kernel_size, step))
         kernel_map = x.cache.kernel_map(fine, x.stride, self.kernel_size, self.dilation, features.dtype)
-        return x.with_features(self._biased(convolve(features, weight, kernel_map, transposed=True)), fine)
+        return x.with_features(self._biased(convolve(features, self.weight, kernel_map, transposed=True)), fine)
 
 
 class BatchNorm(nn.Module):

@@ -61,7 +61,8 @@ class _Normalize(torch.autograd.Function):
 
 
 library.define(
-    "normalize(Tensor x, Tensor weight, Tensor bias, Tensor? residual, float eps, bool relu) -> (Tensor, Tensor, Tensor)"
+    "normalize(Tensor x, Tensor weight, Tensor bias, Tensor? residual, float eps, bool relu)"
+    " -> (Tensor, Tensor, Tensor)"
 )
 library.define(
     "normalize_backward(Tensor grad, Tensor x, Tensor mean, Tensor variance, Tensor weight, Tensor bias, Tensor? y,"

@@ -43,7 +43,7 @@ def convolve(x: torch.Tensor, weight: torch.Tensor, found: list[tuple], n_out: i
 
 
 def voxelize(bins: torch.Tensor, batch_index: torch.Tensor) -> tuple[list[tuple], list[int], list[int]]:
-    """The distinct (batch, floor(bin)) in order of first occurrence, the first point of each, the voxel of each point."""
+    """The distinct (batch, floor(bin)) by first occurrence, the first point of each, the voxel of each point."""
     cells = [(int(b), *(math.floor(v) for v in row)) for b, row in zip(batch_index, bins.tolist(), strict=True)]
     voxels = list(dict.fromkeys(cells))
     return voxels, [cells.index(v) for v in voxels], [voxels.index(c) for c in cells]

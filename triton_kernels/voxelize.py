@@ -96,8 +96,7 @@ def voxelize(
     for level in levels:
         check_span([low[0], *(c // s * s for c, s in zip(low[1:], level, strict=True))], high)
     rows = [
-        first_rows(number, first, int(count))
-        for (number, first, _), count in zip(numbered, facts[9:], strict=True)
+        first_rows(number, first, int(count)) for (number, first, _), count in zip(numbered, facts[9:], strict=True)
     ]
     coordinates = {level: floor_to(quantized[r], level) for level, r in zip(levels, rows, strict=True)}
     return Voxels(coordinates[levels[0]], rows[0], numbered[0][0], coordinates)

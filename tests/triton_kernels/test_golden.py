@@ -127,7 +127,7 @@ def golden_network(z) -> MinkUNet:
     return net
 
 
-def train_step(net: MinkUNet, z, dtype: torch.dtype, device=torch.device("cpu")):
+def train_step(net: MinkUNet, z, dtype: torch.dtype, device: str | torch.device = "cpu"):
     """(output, gradient of the features, signs behind every ReLU) of the file's forward and backward pass."""
     signs = []
     for name, module in net.named_modules():

@@ -1,0 +1,231 @@
+"""Triton's kernels against the definitions and against torch: on a GPU where there is one, else in the interpreter."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.triton_kernels.conftest import DEVICE, listed
+from tests.triton_kernels.test_reference import cloud, tuples
+from triton_kernels import (
+    BatchNorm,
+    CylindricalGrid,
+    SparseConv3d,
+    SparseConvTranspose3d,
+    SparseTensor,
+    backend,
+    kernel_map,
+    reference,
+    voxelize,
+)
+from triton_kernels.coordinates import HIGHEST, LOWEST, pack
+from triton_kernels.hash_table import HashTable, distinct, first_rows
+
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 2e-3}
+
+
+def relative(a: torch.Tensor, b: torch.Tensor) -> float:
+    a, b = a.detach().double().cpu(), b.detach().double().cpu()
+    return float((a - b).norm() / b.norm().clamp_min(1e-12))
+
+
+def defined(layer, x: SparseTensor, y: SparseTensor, transposed: bool):
+    """What the reference makes of the layer's input, in float64 on the CPU, with gradients of features and weight."""
+    fine, coarse = (y, x) if transposed else (x, y)
+    step = [d * s for d, s in zip(layer.dilation, fine.stride, strict=True)]
+    found = reference.pairs(tuples(fine.coordinates), tuples(coarse.coordinates), layer.kernel_size, step)
+    features = x.features.detach().double().cpu().requires_grad_()
+    weight = layer.weight.detach().to(x.features.dtype).double().cpu().requires_grad_()
+    return reference.convolve(features, weight, found, len(y.features), transposed), features, weight
+
+
+def compare(layer, x: SparseTensor, transposed: bool = False) -> None:
+    """Output and both gradients of a layer against the definition."""
+    layer = layer.to(DEVICE, x.features.dtype)
+    x.features.requires_grad_()
+    y = layer(x)
+    expected, features, weight = defined(layer, x, y, transposed)
+    grad = torch.randn(y.features.shape, generator=torch.Generator().manual_seed(1)).to(DEVICE, y.features.dtype)
+    y.features.backward(grad)
+    if len(expected):
+        expected.backward(grad.double().cpu())
+    tolerance = TOLERANCE[x.features.dtype]
+    pairs = ((y.features, expected), (x.features.grad, features.grad), (layer.weight.grad, weight.grad))
+    for ours, theirs in pairs:
+        assert relative(ours, torch.zeros_like(ours) if theirs is None else theirs) < tolerance
+
+
+def tensor(n: int, channels: int, dtype=torch.float32, spread: int = 4) -> SparseTensor:
+    torch.manual_seed(n)
+    coordinates = cloud(n, n, spread)
+    return SparseTensor(torch.randn(len(coordinates), channels).to(DEVICE, dtype), coordinates.to(DEVICE))
+
+
+@pytest.mark.parametrize(
+    ("n", "cin", "cout", "kernel", "stride", "dilation"),
+    [
+        (0, 1, 7, 3, 1, 1),
+        (1, 5, 7, 3, 1, 1),
+        (40, 17, 40, 3, 1, 1),
+        (40, 1, 7, (5, 3, 2), 1, 1),
+        (40, 5, 7, (5, 3, 1), 1, 2),
+        (60, 5, 96, 2, 2, 1),
+        (60, 5, 7, 3, 2, 1),
+        (60, 5, 7, 1, 2, 1),
+        (60, 5, 7, 3, (1, 2, 1), 1),
+        (30, 5, 7, 5, 1, 1),  # more offsets than a mask has bits
+        (200, 96, 40, 3, 1, 1),
+    ],
+)
+def test_convolution_and_its_gradients(triton_device, n, cin, cout, kernel, stride, dilation):
+    compare(SparseConv3d(cin, cout, kernel, stride, dilation), tensor(n, cin))
+
+
+@pytest.mark.parametrize("n", [0, 1, 60])
+def test_transposed_convolution_and_its_gradients(triton_device, n):
+    x = tensor(n, 5)
+    coarse = SparseConv3d(5, 5, 2, 2).to(DEVICE)(x)
+    compare(SparseConvTranspose3d(5, 7, 2, 2), coarse.with_features(coarse.features.detach()), transposed=True)
+    compare(SparseConvTranspose3d(5, 7, 3, 2), SparseTensor(coarse.features.detach(), coarse.coordinates, 2), True)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_accumulates_in_float32(triton_device, dtype):
+    compare(SparseConv3d(17, 40, 3), tensor(60, 17, dtype))
+    x = tensor(60, 17, dtype)
+    x.features.fill_(200)  # sums of products beyond float16's 65504
+    layer = SparseConv3d(17, 7, 3).to(DEVICE)
+    with torch.autocast(DEVICE.type, dtype):
+        y = layer(x)
+    y.features.backward(torch.full_like(y.features, 60))
+    assert y.features.dtype == dtype
+    assert layer.weight.grad.isfinite().all() and layer.weight.grad.max() > 65504 * (dtype == torch.float16)
+
+
+def test_1023_rows_span_many_tiles(triton_device):
+    x = tensor(1500, 5, spread=6)
+    rows = [len(x.coordinates)]
+    x = SparseTensor(x.features[:1023], x.coordinates[:1023])
+    compare(SparseConv3d(5, 7, 3), x)
+    assert rows[0] >= 1023
+
+
+@settings(max_examples=15)
+@given(seed=st.integers(0, 10**6), n=st.integers(0, 60), kernel=st.tuples(*[st.integers(1, 3)] * 3))
+def test_maps_and_plans_by_definition(seed, n, kernel):
+    with backend.forced("triton"):
+        coordinates = cloud(n, seed, spread=3)
+        x = SparseTensor(torch.zeros(len(coordinates), 1, device=DEVICE), coordinates.to(DEVICE))
+        found = x.cache.kernel_map(x.stride, x.stride, kernel, (1, 1, 1), torch.float32)
+    expected = sorted(reference.pairs(tuples(coordinates), tuples(coordinates), kernel, (1, 1, 1)))
+    assert sorted(listed(found)) == expected
+    for plan, ours, other in ((found.coarse, 2, 1), (found.fine, 1, 2)):
+        if plan is None:
+            assert all(k % 2 for k in kernel)
+            continue
+        order, table = plan.order.tolist(), plan.table.tolist()
+        assert sorted(order) == list(range(len(coordinates)))
+        rows = {(k, row): found for k, column in enumerate(table) for row, found in zip(order, column, strict=True)}
+        assert {place: neighbour for place, neighbour in rows.items() if neighbour >= 0} == {
+            (pair[0], pair[ours]): pair[other] for pair in expected
+        }
+        for tile, count in enumerate(plan.counts.tolist()):
+            mine = slice(tile * plan.height, (tile + 1) * plan.height)
+            occurring = [k for k, column in enumerate(table) if max(column[mine], default=-1) >= 0]
+            assert plan.lists[tile, :count].tolist() == occurring
+
+
+def test_similar_rows_share_a_tile(triton_device):
+    """Sorting by neighbours must save work: fewer listed offsets than the same rows unsorted."""
+    x = tensor(1500, 1, spread=8)
+    table = kernel_map.build_tiles(x.coordinates, x.coordinates, (3, 3, 3), (1, 1, 1), HashTable(pack(x.coordinates)))
+    order = table.coarse.order.long()
+    unsorted = torch.empty_like(table.coarse.table)
+    unsorted[:, order] = table.coarse.table
+    height = table.coarse.height
+    listed_unsorted = sum(int((part >= 0).any(1).sum()) for part in unsorted.split(height, 1))
+    assert int(table.coarse.counts.sum()) < 0.8 * listed_unsorted
+
+
+def test_the_edge_of_the_range_is_no_seam(device):
+    coordinates = torch.tensor(
+        [[0, 0, 0, HIGHEST[3]], [0, 0, 1, LOWEST[3]], [1, LOWEST[1], 0, 0], [0, HIGHEST[1], 0, 0]]
+    )
+    x = SparseTensor(torch.ones(4, 1, device=device), coordinates.to(device))
+    found = x.cache.kernel_map(x.stride, x.stride, (3, 3, 3), (1, 1, 1), torch.float32)
+    assert sorted(listed(found)) == [(13, i, i) for i in range(4)]
+
+
+@settings(max_examples=20)
+@given(keys=st.lists(st.integers(0, 40) | st.integers(0, 2**63 - 1), max_size=80), extra=st.integers(0, 50))
+def test_hash_table_by_definition(keys, extra):
+    expected = {key: keys.index(key) for key in keys}
+    tensor_of = torch.tensor(keys, dtype=torch.int64, device=DEVICE)
+    for name in ("torch", "triton"):
+        with backend.forced(name):
+            asked = torch.cat((tensor_of, torch.tensor([extra, 2**63 - 1], device=DEVICE)))
+            assert HashTable(tensor_of).find(asked).tolist() == [expected.get(key, -1) for key in asked.tolist()]
+            number, first, count = distinct(tensor_of)
+            unique = list(dict.fromkeys(keys))
+            assert int(count) == len(unique)
+            assert number.tolist() == [unique.index(key) for key in keys]
+            assert first_rows(number, first, len(unique)).tolist() == [keys.index(key) for key in unique]
+
+
+@pytest.mark.parametrize("n", [0, 1, 300])
+def test_voxelize_is_the_same_on_both_backends(n):
+    rng = np.random.default_rng(n)
+    points = torch.from_numpy(rng.normal(0, 0.4, (n, 3)).astype(np.float32)).to(DEVICE)
+    batch = torch.from_numpy(rng.integers(0, 3, n)).to(DEVICE)
+    results = []
+    for name in ("torch", "triton"):
+        with backend.forced(name):
+            results.append(voxelize(points, batch, CylindricalGrid(), strides=(1, 2, 3, 4)))
+    a, b = results
+    assert torch.equal(a.first, b.first) and torch.equal(a.inverse, b.inverse) and a.levels.keys() == b.levels.keys()
+    for stride, coordinates in a.levels.items():
+        assert torch.equal(coordinates, b.levels[stride])
+        assert tuples(coordinates) == reference.downsample(tuples(a.coordinates), stride)
+
+
+@pytest.mark.parametrize(("n", "channels"), [(2, 1), (60, 5), (300, 130)])
+@pytest.mark.parametrize("residual", [False, True])
+@pytest.mark.parametrize("relu", [False, True])
+def test_norm_residual_and_relu(device, n, channels, residual, relu):
+    torch.manual_seed(n)
+    x = (torch.randn(n, channels, device=device) * 3 + 10).requires_grad_()
+    other = torch.randn(n, channels, device=device, requires_grad=True) if residual else None
+    coordinates = torch.arange(n, device=device)[:, None] * torch.tensor([0, 1, 1, 1], device=device)
+    norm = BatchNorm(channels).to(device)
+    torch.nn.init.uniform_(norm.bn.weight)
+    torch.nn.init.uniform_(norm.bn.bias)
+    given = SparseTensor(x, coordinates)
+    out = norm(given, given.with_features(other) if residual else None, relu).features
+    inputs = [x, norm.bn.weight, norm.bn.bias] + [other] * residual
+    exact = [t.detach().double().requires_grad_() for t in inputs]
+    expected = reference.normalize(*exact[:3], norm.bn.eps, exact[3] if residual else None, relu)
+    assert relative(out, expected.detach()) < 1e-5
+    grad = torch.randn(n, channels, device=device)
+    ours = torch.autograd.grad(out, inputs, grad)
+    for a, b in zip(ours, torch.autograd.grad(expected, exact, grad.double()), strict=True):
+        assert (a.double() - b).abs().max() < 2e-5 * max(1, float(b.abs().max()))
+
+
+def test_results_are_the_same_bit_for_bit(triton_device):
+    """From run to run, and rows in another order change no more than rounding."""
+    x = tensor(300, 5)
+    layer = SparseConv3d(5, 7, 3).to(DEVICE)
+
+    def run(order):
+        features = x.features.detach()[order].requires_grad_()
+        y = layer(SparseTensor(features, x.coordinates[order]))
+        return y.features, *torch.autograd.grad(y.features.square().sum(), (features, layer.weight))
+
+    straight = torch.arange(len(x.coordinates), device=DEVICE)
+    shuffled = torch.randperm(len(x.coordinates)).to(DEVICE)
+    first, again, other = run(straight), run(straight), run(shuffled)
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    assert relative(other[0], first[0].detach()[shuffled]) < 1e-6
+    assert relative(other[1], first[1][shuffled]) < 1e-6
+    assert relative(other[2], first[2]) < 1e-6
