@@ -119,7 +119,7 @@ def jobs() -> list[Job]:
         for volume, c_in, c_out, level in layers():
             for scans in (1, 16):
                 all_jobs += _convolution_jobs(volume, c_in, c_out, VOXELS[level] * scans, dtype, types)
-        block = {"ROWS": n.ROWS_TRITON, "COLUMNS": 128}
+        block = {"ROWS": n.ROWS_TRITON, "COLUMNS": 128, "CHANNELS": 96}
         all_jobs.append(_job(f"statistics {short}", n._statistics_kernel, block, **types))
         for residual in (False, True):
             switches = block | {"RELU": True, "FROM_OUTPUT": residual, "RESIDUAL": residual}

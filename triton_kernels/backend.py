@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import torch
 
+os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")  # what Triton 3.9 does anyway, with a warning at every start
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # Triton, too, reads it once: when a kernel is defined
 _forced: list[str] = []
 

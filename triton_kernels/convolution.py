@@ -75,7 +75,15 @@ def _tiles(x: torch.Tensor, weight: torch.Tensor, m: Tiles, to_fine: bool, trans
     mirror = to_fine and m.fine is None
     p = m.fine if to_fine and not mirror else m.coarse
     return torch.ops.triton_kernels.convolve_tiles(
-        x.contiguous(), weight.to(x.dtype).contiguous(), p.order, p.table, p.lists, p.counts, p.height, mirror, transpose
+        x.contiguous(),
+        weight.to(x.dtype).contiguous(),
+        p.order,
+        p.table,
+        p.lists,
+        p.counts,
+        p.height,
+        mirror,
+        transpose,
     )
 
 

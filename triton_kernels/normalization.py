@@ -13,7 +13,7 @@ from triton_kernels.backend import uses_triton
 from triton_kernels.convolution import library
 
 ROWS = 1024  # rows a block: in torch small enough to stay in the processor's cache from one operation to the next
-ROWS_TRITON = 128
+ROWS_TRITON = 32
 
 
 def normalize(
@@ -107,7 +107,7 @@ def _normalize_backward(grad, x, mean, variance, weight, bias, y, eps, relu, wit
         _sums_kernel[grid](
             grad, x, active, mean, reciprocal, scale, shift, partial[0], partial[1], voxels, x.shape[1], **switches
         )
-        sum_grad, sum_unit = partial.double().sum(1).to(wide)
+        sum_grad, sum_unit = (p.double().sum(0).to(wide) for p in partial)
     else:
         blocks = [slice(at, at + ROWS) for at in range(0, voxels, ROWS)]
 
@@ -124,7 +124,7 @@ def _normalize_backward(grad, x, mean, variance, weight, bias, y, eps, relu, wit
             g = activated(rows)
             torch.sum(g, 0, out=partial[0, i])
             torch.sum((x[rows] - mean).mul_(g), 0, out=partial[1, i])
-        sum_grad, sum_unit = partial.double().sum(1).to(wide)
+        sum_grad, sum_unit = (p.double().sum(0).to(wide) for p in partial)
         sum_unit *= reciprocal
     # d unit / d x takes the mean, and the component along `unit`, out of the gradient
     along = reciprocal * sum_unit / -voxels
@@ -193,31 +193,31 @@ def _statistics_triton(x):
 
 
 @triton.jit
-def _block(n, channels, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+def _block(n, CHANNELS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     """(element offsets, mask, columns, column mask) of this program's block."""
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
-    mask = (row < n)[:, None] & (column < channels)[None, :]
-    return row[:, None] * channels + column[None, :], mask, column, column < channels
+    mask = (row < n)[:, None] & (column < CHANNELS)[None, :]
+    return row[:, None] * CHANNELS + column[None, :], mask, column, column < CHANNELS
 
 
 @triton.jit
-def _statistics_kernel(x, means, squares, n, channels, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    at, mask, column, valid = _block(n, channels, ROWS, COLUMNS)
+def _statistics_kernel(x, means, squares, n, CHANNELS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    at, mask, column, valid = _block(n, CHANNELS, ROWS, COLUMNS)
     values = tl.load(x + at, mask=mask, other=0.0).to(tl.float32)
     block = tl.program_id(0)
     mean = tl.sum(values, 0) / tl.minimum(n - block * ROWS, ROWS).to(tl.float32)
     centred = tl.where(mask, values - mean[None, :], 0.0)
-    tl.store(means + block * channels + column, mean, mask=valid)
-    tl.store(squares + block * channels + column, tl.sum(centred * centred, 0), mask=valid)
+    tl.store(means + block * CHANNELS + column, mean, mask=valid)
+    tl.store(squares + block * CHANNELS + column, tl.sum(centred * centred, 0), mask=valid)
 
 
 @triton.jit
 def _apply_kernel(
-    x, scale, shift, residual, out, n, channels,
+    x, scale, shift, residual, out, n, CHANNELS: tl.constexpr,
     RESIDUAL: tl.constexpr, RELU: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    at, mask, column, valid = _block(n, channels, ROWS, COLUMNS)
+    at, mask, column, valid = _block(n, CHANNELS, ROWS, COLUMNS)
     a = tl.load(scale + column, mask=valid, other=0.0)[None, :]
     b = tl.load(shift + column, mask=valid, other=0.0)[None, :]
     y = tl.load(x + at, mask=mask, other=0.0).to(tl.float32) * a + b
@@ -244,26 +244,26 @@ def _activated(grad, x, active, at, mask, a, b, RELU: tl.constexpr, FROM_OUTPUT:
 
 @triton.jit
 def _sums_kernel(
-    grad, x, active, mean, reciprocal, scale, shift, sums, sums_unit, n, channels,
+    grad, x, active, mean, reciprocal, scale, shift, sums, sums_unit, n, CHANNELS: tl.constexpr,
     RELU: tl.constexpr, FROM_OUTPUT: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    at, mask, column, valid = _block(n, channels, ROWS, COLUMNS)
+    at, mask, column, valid = _block(n, CHANNELS, ROWS, COLUMNS)
     a = tl.load(scale + column, mask=valid, other=0.0)[None, :]
     b = tl.load(shift + column, mask=valid, other=0.0)[None, :]
     g, values = _activated(grad, x, active, at, mask, a, b, RELU, FROM_OUTPUT)
     centre = tl.load(mean + column, mask=valid, other=0.0)[None, :]
     unit = (values - centre) * tl.load(reciprocal + column, mask=valid, other=0.0)[None, :]
     block = tl.program_id(0)
-    tl.store(sums + block * channels + column, tl.sum(g, 0), mask=valid)
-    tl.store(sums_unit + block * channels + column, tl.sum(g * unit, 0), mask=valid)
+    tl.store(sums + block * CHANNELS + column, tl.sum(g, 0), mask=valid)
+    tl.store(sums_unit + block * CHANNELS + column, tl.sum(g * unit, 0), mask=valid)
 
 
 @triton.jit
 def _grad_kernel(
-    grad, x, active, scale, shift, along, constant, grad_x, grad_residual, n, channels,
+    grad, x, active, scale, shift, along, constant, grad_x, grad_residual, n, CHANNELS: tl.constexpr,
     RESIDUAL: tl.constexpr, RELU: tl.constexpr, FROM_OUTPUT: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    at, mask, column, valid = _block(n, channels, ROWS, COLUMNS)
+    at, mask, column, valid = _block(n, CHANNELS, ROWS, COLUMNS)
     a = tl.load(scale + column, mask=valid, other=0.0)[None, :]
     b = tl.load(shift + column, mask=valid, other=0.0)[None, :]
     g, values = _activated(grad, x, active, at, mask, a, b, RELU, FROM_OUTPUT)

@@ -18,7 +18,7 @@ LAYERS = sorted(path.stem for path in SHARED.glob("golden/layers/*.npz")) or ["m
 
 def relative(a: torch.Tensor, b: np.ndarray) -> float:
     b = torch.as_tensor(b, dtype=torch.float64)
-    return float((a.detach().double() - b).norm() / b.norm().clamp_min(1e-30))
+    return float((a.detach().double().cpu() - b).norm() / b.norm().clamp_min(1e-30))
 
 
 def rows_of(wanted: np.ndarray, coordinates: torch.Tensor) -> list[int]:
@@ -31,24 +31,35 @@ def rows_of(wanted: np.ndarray, coordinates: torch.Tensor) -> list[int]:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("name", LAYERS)
 def test_layer(shared, name, dtype):
+    check_layer(shared, name, dtype, torch.device("cpu"))
+
+
+@pytest.mark.slow  # two minutes in the interpreter
+@pytest.mark.parametrize("name", LAYERS)
+def test_layer_in_triton(shared, triton_device, name):
+    check_layer(shared, name, torch.float32, triton_device)
+
+
+def check_layer(shared, name, dtype, device):
+    """Output, gradients and kernel map of one layer against its file."""
     z = np.load(shared("golden", "layers", f"{name}.npz"))
     meta = json.loads(str(z["meta"]))
     kind = SparseConvTranspose3d if meta["transposed"] else SparseConv3d
-    layer = kind(5, 7, meta["kernel_size"], meta["stride"], meta["dilation"], meta["bias"]).to(dtype)
+    layer = kind(5, 7, meta["kernel_size"], meta["stride"], meta["dilation"], meta["bias"]).to(device, dtype)
     with torch.no_grad():
         layer.weight.copy_(torch.from_numpy(z["kernel"]).reshape(layer.weight.shape))
         if meta["bias"]:
             layer.bias.copy_(torch.from_numpy(z["bias"]).reshape(-1))
-    features = torch.from_numpy(z["in_feats"]).to(dtype).requires_grad_()
-    x = SparseTensor(features, torch.from_numpy(z["in_coords"]), meta["in_tensor_stride"])
+    features = torch.from_numpy(z["in_feats"]).to(device, dtype).requires_grad_()
+    x = SparseTensor(features, torch.from_numpy(z["in_coords"]).to(device), meta["in_tensor_stride"])
     cached = meta["transposed"] and "nocache" not in name
     if cached:  # the level to return to
-        x.cache.coordinates[tuple(meta["out_tensor_stride"])] = torch.from_numpy(z["out_coords"])
+        x.cache.coordinates[tuple(meta["out_tensor_stride"])] = torch.from_numpy(z["out_coords"]).to(device)
     y = layer(x)
     assert list(y.stride) == meta["out_tensor_stride"]
     rows = rows_of(z["out_coords"], y.coordinates)
     grad_out = torch.zeros_like(y.features)
-    grad_out[rows] = torch.from_numpy(z["grad_out"]).to(dtype)
+    grad_out[rows] = torch.from_numpy(z["grad_out"]).to(device, dtype)
     y.features.backward(grad_out)
     tolerance = 1e-6
     assert relative(y.features[rows], z["out_feats"]) < tolerance
@@ -184,6 +195,15 @@ def test_network(shared, name, dtype):
     with torch.no_grad():
         x = SparseTensor(torch.from_numpy(z["feats"]).to(dtype), torch.from_numpy(z["coords"]))
         assert relative(net(x).features, z["out_eval"]) < 1e-5
+
+
+@pytest.mark.slow  # a minute in the interpreter
+def test_narrow_network_in_triton(shared, triton_device):
+    """Output and input gradient; a ReLU whose sign flips in float32 may move the gradient, as above."""
+    z = np.load(shared("golden", "net_narrow_2k.npz"))
+    out, grad, _ = train_step(golden_network(z), z, torch.float32, triton_device)
+    assert relative(out, z["out_train"]) < 1e-5
+    assert relative(grad, z["grad_feats"]) < 1e-2
 
 
 def test_the_published_key_list_is_ours(shared):

@@ -1,0 +1,70 @@
+"""Every kernel compiles for real GPUs, with none here: in a process of its own, for an interpreted function cannot."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+
+from tests.conftest import ROOT
+
+FEW = "|".join(
+    (
+        "^(pack|insert|find|pack_pairs|statistics bf16)$",
+        "^look_up|^rank 27|^tile 8 x 64|residual=True bf16",
+        "^convolve .* 27 (96x96|1x32|32x1) (bf16|fp32) tile (64|128)",
+        "^weight_gradient 27 96x96 (bf16|fp32)",
+    )
+)
+
+
+def compiled(tmp_path, pattern: str, *targets: str) -> list[dict]:
+    """Rows of `python -m benchmarks.kernels` for the kernels whose name has the pattern."""
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    file = tmp_path / "kernels.json"
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.kernels",
+        "--only",
+        pattern,
+        "--json",
+        str(file),
+        "--targets",
+        *targets,
+    ]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return json.loads(file.read_text())
+
+
+def check(rows: list[dict]) -> None:
+    """What makes a convolution fast on an H100 must be in the machine code, and no kernel may spill."""
+    for row in rows:
+        if row["target"] == "gfx942":
+            continue
+        assert row["spills"] == 0 and row["local"] == 0, row
+        if row["target"] == "sm_90" and re.search("convolve|weight_gradient", row["name"]):
+            assert row["async_copies"] > 0, row
+            assert row["tensor_cores"] > 0 or "fp32" in row["name"], row  # float32 is multiplied exactly
+            assert row["wgmma_from_registers"] == 0, row
+        assert row["shared"] <= 163 * 1024, row  # of sm_80; the later ones have more
+
+
+def test_some_kernels_compile_for_every_target(tmp_path):
+    rows = compiled(tmp_path, FEW, "sm_90")
+    assert len(rows) > 20
+    check(rows)
+    others = compiled(tmp_path, "^(find|convolve forward 27 96x96 bf16 tile 64)", "sm_80", "sm_100", "gfx942")
+    assert {row["target"] for row in others} == {"sm_80", "sm_100", "gfx942"}
+    check(others)
+
+
+@pytest.mark.slow  # minutes
+@pytest.mark.parametrize("targets", [("sm_90",), ("sm_80", "sm_100")])
+def test_every_shipped_kernel_compiles(tmp_path, targets):
+    rows = compiled(tmp_path, "", *targets)
+    assert len(rows) > 300 * len(targets)
+    check(rows)
