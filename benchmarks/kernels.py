@@ -39,7 +39,7 @@ TARGETS = {
     "sm_100": GPUTarget("cuda", 100, 32),
     "gfx942": GPUTarget("hip", "gfx942", 64),
 }
-TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+TOOL = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 POINTERS = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16"}
 
 
@@ -57,14 +57,13 @@ class Job:
 
 @dataclass
 class Compiled:
-    """What one kernel became on one target; counts of instructions, None where the target's tools do not tell."""
+    """What one kernel became on one target: resources, and counts of instructions; None where the tools do not tell."""
 
     name: str
     target: str
     registers: int | None
     shared: int
-    spills: int | None
-    local: int | None  # loads and stores of local memory
+    spills: int | None  # bytes of stack
     tensor_cores: int | None
     async_copies: int | None
     wgmma_from_registers: int | None
@@ -166,23 +165,19 @@ def compile_job(job: Job, target: str) -> Compiled:
     source = ASTSource(job.kernel, signature=signature, constexprs=job.constants, attrs=aligned)
     options = {"num_warps": job.warps, "num_stages": job.stages if target != "gfx942" else 2}
     compiled = triton.compile(source, target=TARGETS[target], options=options)
-    row = Compiled(job.name, target, None, compiled.metadata.shared, None, None, None, None, None)
+    row = Compiled(job.name, target, None, compiled.metadata.shared, None, None, None, None)
     if "cubin" not in compiled.asm:
         return row
+    ptx = compiled.asm["ptx"]
+    row.tensor_cores = len(re.findall(r"wgmma\.mma_async|tcgen05\.mma|mma\.sync", ptx))
+    row.async_copies = len(re.findall(r"cp\.async\.c[ag]", ptx))
+    # wgmma's left operand stands after the accumulators: a descriptor of shared memory, or a list of registers
+    row.wgmma_from_registers = len(re.findall(r"wgmma\.mma_async[^;]*\}, *\{", ptx))
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
         file.flush()
-        usage = subprocess.run(
-            [TOOLS / "cuobjdump", "-res-usage", file.name], capture_output=True, text=True, check=True
-        )
-        code = subprocess.run([TOOLS / "nvdisasm", "-c", file.name], capture_output=True, text=True, check=True).stdout
-    row.registers = int(re.search(r"REG:(\d+)", usage.stdout + usage.stderr)[1])
-    row.spills = int(re.search(r"STACK:(\d+)", usage.stdout + usage.stderr)[1])
-    row.local = len(re.findall(r"\b(?:LDL|STL)\b", code))
-    row.tensor_cores = len(re.findall(r"\b(?:HGMMA|HMMA|UTCHMMA|UTC\w*MMA)\b", code))
-    row.async_copies = len(re.findall(r"\b(?:LDGSTS|UTMALDG)\b", code))
-    # wgmma with its left operand in registers lists R numbers, not a descriptor, as first source
-    row.wgmma_from_registers = len(re.findall(r"HGMMA\S* R\d+, R\d+", code))
+        done = subprocess.run([TOOL, "-res-usage", file.name], capture_output=True, text=True, check=True)
+    row.registers, row.spills = (int(re.search(rf"{name}:(\d+)", done.stdout)[1]) for name in ("REG", "STACK"))
     return row
 
 
@@ -194,7 +189,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="also write the rows here")
     options = parser.parse_args()
     rows = []
-    widths = {"registers": 9, "shared": 7, "spills": 6, "local": 6, "tensor_cores": 12, "async_copies": 12}
+    widths = {"registers": 9, "shared": 7, "spills": 6, "tensor_cores": 12, "async_copies": 12}
     print(f"{'kernel':52} {'target':7} {' '.join(f'{name:>{width}}' for name, width in widths.items())}")
     for job in jobs():
         if not re.search(options.only, job.name):

@@ -23,7 +23,8 @@ def convolve(
 ) -> torch.Tensor:
     """Features `[V, Cin]` and weight `[K, Cin, Cout]` -> `[V', Cout]` in the features' type.
 
-    The weight may be of a wider type; its gradient is, so that it does not overflow in float16. A transposed convolution reads the map from its coarse rows to its fine ones, with the same weight index.
+    The weight may be of a wider type; its gradient is, so that it does not overflow in float16. A transposed
+    convolution reads the map from its coarse rows to its fine ones, with the same weight index.
     """
     way = _PairConvolution if isinstance(kernel_map, Pairs) else _TileConvolution
     return way.apply(x, weight, kernel_map, transposed)

@@ -45,7 +45,7 @@ def check(rows: list[dict]) -> None:
     for row in rows:
         if row["target"] == "gfx942":
             continue
-        assert row["spills"] == 0 and row["local"] == 0, row
+        assert row["spills"] == 0, row
         if row["target"] == "sm_90" and re.search("convolve|weight_gradient", row["name"]):
             assert row["async_copies"] > 0, row
             assert row["tensor_cores"] > 0 or "fp32" in row["name"], row  # float32 is multiplied exactly
