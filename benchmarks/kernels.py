@@ -9,10 +9,12 @@ hardware the machine code uses. Must not run under TRITON_INTERPRET=1: interpret
 import argparse
 import inspect
 import json
+import multiprocessing
 import re
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -181,6 +183,11 @@ def compile_job(job: Job, target: str) -> Compiled:
     return row
 
 
+def _compile_nth(i: int, target: str) -> Compiled:
+    """`compile_job` in a process of a pool, which cannot be sent a kernel."""
+    return compile_job(jobs()[i], target)
+
+
 def main() -> None:
     """Compile, print, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -191,15 +198,15 @@ def main() -> None:
     rows = []
     widths = {"registers": 9, "shared": 7, "spills": 6, "tensor_cores": 12, "async_copies": 12}
     print(f"{'kernel':52} {'target':7} {' '.join(f'{name:>{width}}' for name, width in widths.items())}")
-    for job in jobs():
-        if not re.search(options.only, job.name):
-            continue
-        for target in options.targets:
-            row = compile_job(job, target)
+    wanted = [
+        (i, target) for i, j in enumerate(jobs()) if re.search(options.only, j.name) for target in options.targets
+    ]
+    with ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as pool:
+        for row in pool.map(_compile_nth, *zip(*wanted, strict=True)) if wanted else ():
             rows.append(asdict(row))
             cells = {name: getattr(row, name) for name in widths}
             text = " ".join(f"{'–' if cells[name] is None else cells[name]:>{width}}" for name, width in widths.items())
-            print(f"{row.name:52} {target:7} {text}", flush=True)
+            print(f"{row.name:52} {row.target:7} {text}", flush=True)
     if options.json:
         options.json.write_text(json.dumps(rows))
 

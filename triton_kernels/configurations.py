@@ -62,4 +62,6 @@ def _look_up(operation: str, c_in: int, c_out: int, dtype: str, size: int, capab
     if operation == "convolve":
         return Configuration(0, fit[1], depth, 1, 8 if fit[1] > 64 and size > 12 else 4, 3)
     splits = 1 << min(max(size - 8, 0), 5)  # some 256 pairs a program at least, and at most 32 partial sums
-    return Configuration(fit[0], fit[1], 32 if dtype == "float32" else 64, splits, 8 if min(fit) > 64 else 4 if min(fit) > 16 else 2, 3)
+    return Configuration(
+        fit[0], fit[1], 32 if dtype == "float32" else 64, splits, 8 if min(fit) > 64 else 4 if min(fit) > 16 else 2, 3
+    )
