@@ -1,0 +1,60 @@
+"""Weights of other engines <-> ours: `[K, Cin, Cout]`, kernel axis 0 fastest. The numbers stay, their order changes.
+
+Coordinates keep their columns: kernel axis i runs along column i + 1, here as there.
+"""
+
+import math
+
+import torch
+
+from triton_kernels.coordinates import triple
+
+
+def from_minkowski(weight: torch.Tensor) -> torch.Tensor:
+    """MinkowskiEngine's `kernel`, `[K, Cin, Cout]`, or `[Cin, Cout]` of a 1x1x1 layer of stride 1."""
+    return weight[None] if weight.ndim == 2 else weight
+
+
+def to_minkowski(weight: torch.Tensor) -> torch.Tensor:
+    """Ours as MinkowskiEngine's `kernel`; a single offset becomes a matrix (it keeps three axes at stride > 1)."""
+    return weight[0] if len(weight) == 1 else weight
+
+
+def from_spconv(weight: torch.Tensor) -> torch.Tensor:
+    """spconv 2's `weight`, `[Cout, k0, k1, k2, Cin]` (KRSC): of SubMConv3d, SparseConv3d and SparseInverseConv3d."""
+    if weight.ndim != 5:
+        raise ValueError(f"spconv 2 keeps weights as [Cout, k0, k1, k2, Cin]; this one is {list(weight.shape)}.")
+    return weight.permute(3, 2, 1, 4, 0).reshape(-1, weight.shape[4], weight.shape[0])
+
+
+def to_spconv(weight: torch.Tensor, kernel_size: int | tuple[int, int, int]) -> torch.Tensor:
+    """Ours as spconv 2's `weight`."""
+    k0, k1, k2 = _checked(weight, kernel_size)
+    return weight.reshape(k2, k1, k0, *weight.shape[1:]).permute(4, 2, 1, 0, 3).contiguous()
+
+
+def from_torchsparse(weight: torch.Tensor, kernel_size: int | tuple[int, int, int]) -> torch.Tensor:
+    """torchsparse's `kernel`, `[K, Cin, Cout]` or `[Cin, Cout]`: axis 0 fastest if K is odd, slowest if it is even."""
+    weight = from_minkowski(weight)
+    k0, k1, k2 = _checked(weight, kernel_size)
+    if len(weight) % 2:
+        return weight
+    return weight.reshape(k0, k1, k2, *weight.shape[1:]).transpose(0, 2).reshape(weight.shape)
+
+
+def to_torchsparse(weight: torch.Tensor, kernel_size: int | tuple[int, int, int]) -> torch.Tensor:
+    """Ours as torchsparse's `kernel`."""
+    k0, k1, k2 = _checked(weight, kernel_size)
+    if len(weight) % 2:
+        return to_minkowski(weight)
+    return weight.reshape(k2, k1, k0, *weight.shape[1:]).transpose(0, 2).reshape(weight.shape)
+
+
+def _checked(weight: torch.Tensor, kernel_size: int | tuple[int, int, int]) -> tuple[int, int, int]:
+    """The kernel size per axis; ValueError unless it has as many offsets as the weight."""
+    kernel = triple(kernel_size, "kernel_size")
+    if weight.ndim != 3 or len(weight) != math.prod(kernel):
+        raise ValueError(
+            f"a kernel of {kernel} has a weight [{math.prod(kernel)}, Cin, Cout], not {list(weight.shape)}."
+        )
+    return kernel
