@@ -1,39 +1,33 @@
-"""How close does the engine come to dense matrix products on a CPU?
+"""How close does the engine come to dense matrix products on a CPU, and to other engines?
 
-    python -m benchmarks.engine_cpu --scans PATH/bench_scans.npz [--threads 1] [--repeats 3]
+    python -m benchmarks.engine_cpu --scans PATH/bench_scans.npz [--threads 1] [--repeats 3] [--precision bf16]
 
-Trains Res16UNet34C for one step (forward and backward, kernel maps included) on one scan and on two, and compares with
-two times of the same run: dense products of as many multiplications, and the same network on a plain
-gather-multiply-scatter left to autograd. Prints a table and writes a JSON row under benchmarks/results/.
+Trains Res16UNet34C for one step (forward and backward, kernel maps included) on one scan and on two, and compares, in
+the same run, with dense products of as many multiplications, with the same network on a plain gather-multiply-scatter
+left to autograd, and with every peer that is installed. Peak memory of a step is measured in a process of its own.
+Prints a table and writes a JSON row under benchmarks/results/.
 """
 
 import argparse
 import datetime
 import json
+import multiprocessing
 import platform
+import resource
 import sys
 import time
+from functools import partial
 from pathlib import Path
-from unittest import mock
 
 import numpy as np
 import torch
 
+from benchmarks import peers
 from data.disk import InputError, atomic_write
 from slidr.minkunet import MinkUNet
-from triton_kernels import SparseConv3d, SparseConvTranspose3d, SparseTensor, backend, modules
+from triton_kernels import SparseConv3d, SparseConvTranspose3d, SparseTensor, backend
 
 DENSE = 1024  # edge of the square matrices that stand for dense products: large enough for the full rate
-
-
-def gather_multiply_scatter(x, weight, kernel_map, transposed=False):
-    """What one writes first: one gather, product and scatter per kernel offset, gradients by autograd."""
-    m = kernel_map
-    rows_in, rows_out, n_out = (m.coarse, m.fine, m.n_fine) if transposed else (m.fine, m.coarse, m.n_coarse)
-    out = x.new_zeros(n_out, weight.shape[2])
-    for k, (i, o) in enumerate(zip(rows_in.split(m.counts), rows_out.split(m.counts), strict=True)):
-        out = out.index_add(0, o, x[i] @ weight[k])
-    return out
 
 
 def multiplications(network: MinkUNet, features: torch.Tensor, coordinates: torch.Tensor) -> int:
@@ -43,14 +37,9 @@ def multiplications(network: MinkUNet, features: torch.Tensor, coordinates: torc
     def count(layer, inputs, output):
         nonlocal total
         fine, coarse = (output, inputs[0]) if isinstance(layer, SparseConvTranspose3d) else (inputs[0], output)
-        if layer.kernel_size == (1, 1, 1):
-            pairs = len(fine.features)
-        else:
-            pairs = len(
-                fine.cache.kernel_map(
-                    fine.stride, coarse.stride, layer.kernel_size, layer.dilation, features.dtype
-                ).fine
-            )
+        where = (fine.stride, coarse.stride, layer.kernel_size, layer.dilation, features.dtype)
+        # 1x1x1 layers have no map
+        pairs = len(fine.features if len(layer.weight) == 1 else fine.cache.kernel_map(*where).fine)
         total += 2 * pairs * layer.weight[0].numel() * (2 if layer is network.conv0p1s1 else 3)
 
     kinds = (SparseConv3d, SparseConvTranspose3d)
@@ -69,37 +58,60 @@ def seconds(f) -> float:
     return time.perf_counter() - start
 
 
-def measure(network: MinkUNet, features: torch.Tensor, coordinates: torch.Tensor, repeats: int) -> dict:
-    """Best of `repeats`, the three kinds taking turns so that a busy machine slows them alike."""
+def engine(network: MinkUNet) -> peers.Step:
+    """Ours."""
+    return lambda features, coordinates: network(SparseTensor(features, coordinates)).features
+
+
+def steps(network: MinkUNet) -> dict[str, peers.Step]:
+    """Ways to compute the network, by name."""
+    return {"engine": engine(network), "plain": peers.plain(network), **peers.available(network, torch.device("cpu"))}
+
+
+def train(way: peers.Step, precision: str, features: torch.Tensor, coordinates: torch.Tensor) -> None:
+    """One step: forward and backward."""
+    with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+        way(features, coordinates).sum().backward()
+
+
+def measure(network, features, coordinates, repeats: int, precision: str) -> dict:
+    """Best of `repeats`, the ways taking turns so that a busy machine slows them alike."""
     operations = multiplications(network, features, coordinates)
-    a, b = torch.randn(DENSE, DENSE), torch.randn(DENSE, DENSE)
-
-    def step():
-        network.zero_grad()
-        network(SparseTensor(features, coordinates)).features.sum().backward()
-
-    def plain():
-        with mock.patch.object(modules, "convolve", gather_multiply_scatter):
-            step()
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    a, b = torch.randn(2, DENSE, DENSE).to(dtype)
 
     def dense():
         for _ in range(round(operations / (2 * DENSE**3))):
             a @ b
 
-    kinds = {"dense": dense, "engine": step, "plain": plain}
-    times = {name: [] for name in kinds}
+    ways = {name: partial(train, way, precision, features, coordinates) for name, way in steps(network).items()}
+    times = {name: [] for name in ("dense", *ways)}
     for _ in range(repeats):
-        for name, f in kinds.items():
+        for name, f in {"dense": dense, **ways}.items():
+            network.zero_grad()
             times[name].append(seconds(f))
     best = {name: min(values) for name, values in times.items()}
     return {
         "voxels": len(coordinates),
         "gflop": round(operations / 1e9, 1),
         "dense_gflop_per_s": round(operations / best["dense"] / 1e9, 1),
-        **{f"{name}_s": round(value, 3) for name, value in best.items()},
-        "engine_to_dense": round(best["engine"] / best["dense"], 2),
-        "plain_to_engine": round(best["plain"] / best["engine"], 2),
+        "seconds": {name: round(value, 3) for name, value in best.items()},
+        "to_dense": {name: round(value / best["dense"], 2) for name, value in best.items()},
     }
+
+
+def peak_memory(name: str, scans: int, path: Path, precision: str) -> int:
+    """Bytes that one step adds to the process at its peak: in a process of its own, run by `main`."""
+    torch.set_num_threads(1)
+    features, coordinates = load(path)
+    mine = coordinates[:, 0] < scans
+    network = MinkUNet(64, normalize=True)
+    way = steps(network)[name]
+    few = coordinates[:, 0] < 1
+    train(way, precision, features[few][:500], coordinates[few][:500])  # libraries load, gradients exist
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    train(way, precision, features[mine], coordinates[mine])
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
 
 
 def load(path: Path) -> tuple[torch.Tensor, torch.Tensor]:
@@ -117,6 +129,7 @@ def main() -> None:
     parser.add_argument("--scans", type=Path, required=True, help="npz of coords [V, 4] and feats [V, 1]")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--precision", choices=("float32", "bf16"), default="float32")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
@@ -131,23 +144,30 @@ def main() -> None:
         "date": now.isoformat(timespec="seconds"),
         "device": _processor(),
         "threads": arguments.threads,
+        "precision": arguments.precision,
         "repeats": arguments.repeats,
         "python": platform.python_version(),
         "torch": torch.__version__,
         "scans": {},
     }
-    print(f"Res16UNet34C, forward + backward, {arguments.threads} thread(s) of {row['device']}")
+    print(f"Res16UNet34C, forward + backward, {arguments.threads} thread(s) of {row['device']}, {arguments.precision}")
     print(f"{backend.describe(torch.device('cpu'))}, torch {torch.__version__}\n")
-    print("scans   voxels    GFLOP   dense s  engine s   plain s   engine/dense   plain/engine")
+    print("| scans | voxels | GFLOP | way | seconds | to dense | peak memory |\n|---|---|---|---|---|---|---|")
     for scans in (1, 2):
         mine = coordinates[:, 0] < scans
-        r = row["scans"][scans] = measure(network, features[mine], coordinates[mine], arguments.repeats)
-        seconds_each = "".join(f"{r[f'{name}_s']:10.2f}" for name in ("dense", "engine", "plain"))
-        print(
-            f"{scans:5} {r['voxels']:8,} {r['gflop']:8.1f}{seconds_each} "
-            f"{r['engine_to_dense']:14.2f} {r['plain_to_engine']:14.2f}"
-        )
-    path = Path("benchmarks/results/engine_cpu.json")
+        r = measure(network, features[mine], coordinates[mine], arguments.repeats, arguments.precision)
+        r["peak_bytes"] = {}
+        for name, took in r["seconds"].items():
+            memory = "–"
+            if name != "dense":
+                with multiprocessing.get_context("spawn").Pool(1) as pool:
+                    peak = pool.apply(peak_memory, (name, scans, arguments.scans, arguments.precision))
+                r["peak_bytes"][name] = peak
+                memory = f"{peak / 2**30:.2f} GiB"
+            cells = (scans, f"{r['voxels']:,}", r["gflop"], name, f"{took:.2f}", f"{r['to_dense'][name]:.2f}", memory)
+            print("| " + " | ".join(map(str, cells)) + " |", flush=True)
+        row["scans"][scans] = r
+    path = Path(f"benchmarks/results/engine_cpu{'_bf16' * (arguments.precision == 'bf16')}.json")
     with atomic_write(path) as temporary:
         temporary.write_text(json.dumps(row, indent=1) + "\n")
     print(f"\nwritten: {path}")
