@@ -10,10 +10,10 @@ Prints a table and writes a JSON row under benchmarks/results/.
 
 import argparse
 import datetime
+import gc
 import json
 import multiprocessing
 import platform
-import resource
 import sys
 import time
 from functools import partial
@@ -100,6 +100,12 @@ def measure(network, features, coordinates, repeats: int, precision: str) -> dic
     }
 
 
+def resident(kind: str) -> int:
+    """Bytes of this process in memory: VmRSS now, VmHWM at the peak (Linux)."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(kind))
+
+
 def peak_memory(name: str, scans: int, path: Path, precision: str) -> int:
     """Bytes that one step adds to the process at its peak: in a process of its own, run by `main`."""
     torch.set_num_threads(1)
@@ -109,9 +115,11 @@ def peak_memory(name: str, scans: int, path: Path, precision: str) -> int:
     way = steps(network)[name]
     few = coordinates[:, 0] < 1
     train(way, precision, features[few][:500], coordinates[few][:500])  # libraries load, gradients exist
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    gc.collect()
+    before = resident("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
     train(way, precision, features[mine], coordinates[mine])
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
+    return resident("VmHWM") - before
 
 
 def load(path: Path) -> tuple[torch.Tensor, torch.Tensor]:

@@ -29,8 +29,10 @@ def gather_multiply_scatter(x, weight, kernel_map, transposed=False):
     m = kernel_map
     rows_in, rows_out, n_out = (m.coarse, m.fine, m.n_fine) if transposed else (m.fine, m.coarse, m.n_coarse)
     out = x.new_zeros(n_out, weight.shape[2])
-    for k, (i, o) in enumerate(zip(rows_in.split(m.counts), rows_out.split(m.counts), strict=True)):
-        out = out.index_add(0, o, x[i] @ weight[k])
+    ks = torch.repeat_interleave(torch.arange(len(m.counts)) % m.volume, torch.tensor(m.counts))
+    for k in range(m.volume):
+        mine = ks == k
+        out = out.index_add(0, rows_out[mine], x[rows_in[mine]] @ weight[k])
     return out
 
 

@@ -103,11 +103,12 @@ library.define(
 library.define("weight_gradient_tiles(Tensor x, Tensor grad, Tensor rows_in, Tensor rows_out, Tensor start) -> Tensor")
 
 
-def _chunks(rows_in, rows_out, counts, centre):
+def _chunks(rows_in, rows_out, counts, volume, centre):
     """(k, rows in, rows out) of at most CHUNK pairs; the centre, where every row meets itself, needs no gathering."""
     end = 0
-    for k, count in enumerate(counts):
+    for i, count in enumerate(counts):
         begin, end = end, end + count
+        k = i % volume
         if k != centre:
             for at in range(begin, end, CHUNK):
                 piece = slice(at, min(at + CHUNK, end))
@@ -136,7 +137,7 @@ def _convolve_pairs(x, weight, rows_in, rows_out, counts, centre, n_out):
     else:
         out = (x @ weight[centre]).to(wide)
     gather, multiply = _gatherer(len(rows_in), x), _multiplier(len(rows_in), x, weight.shape[2])
-    for k, i, o in _chunks(rows_in, rows_out, counts, centre):
+    for k, i, o in _chunks(rows_in, rows_out, counts, len(weight), centre):
         out.index_add_(0, o, multiply(gather(i), weight[k]))
     return out.to(x.dtype)
 
@@ -155,7 +156,7 @@ def _convolve_pairs_backward(grad, x, weight, rows_in, rows_out, counts, centre,
             grad_weight[centre] = x.T @ grad
     gather, gather_grad = _gatherer(len(rows_in), x), _gatherer(len(rows_in), grad)
     multiply = _multiplier(len(rows_in), grad, x.shape[1])
-    for k, i, o in _chunks(rows_in, rows_out, counts, centre):
+    for k, i, o in _chunks(rows_in, rows_out, counts, len(weight), centre):
         gathered = gather_grad(o)
         if for_x:
             grad_x.index_add_(0, i, multiply(gathered, weight[k].T))

@@ -1,6 +1,6 @@
 """Which input row meets which weight at which output row: made once a resolution, shared by all layers.
 
-Two forms of one thing. `Pairs`, for torch: all pairs of rows, offset after offset. `Tiles`, for Triton: a table of each
+Two forms of one thing. `Pairs`, for torch: all pairs of rows, by block and offset. `Tiles`, for Triton: a table of each
 output row's neighbours, its rows sorted so that those with the same neighbours share a tile, and each tile's list of
 the offsets that occur in it; and the pairs, packed but never counted by the host.
 """
@@ -27,20 +27,23 @@ from triton_kernels.coordinates import (
 )
 from triton_kernels.hash_table import HashTable, distinct, find, first_rows
 
+BLOCK = 4096  # rows whose pairs stand together in `Pairs`: what they read and write stays in the processor's cache
 SORTABLE = 62  # offsets that fit a row's bit mask; larger kernels keep their rows unsorted
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """Row fine[p] (the convolution's input) meets weight k at row coarse[p] (its output), offset after offset.
+    """Row fine[p] (the convolution's input) meets weight k at row coarse[p] (its output).
 
-    `fine`, `coarse`: `[P]` int64. `counts`: pairs of each offset. A transposed convolution reads the same map from
+    `fine`, `coarse`: `[P]` int64, block after block of neighbouring rows, and in each block offset after offset.
+    `counts`: pairs of each block and offset, `[blocks * volume]`. A transposed convolution reads the same map from
     coarse to fine. `centre` is the offset at which each row meets itself, if there is one.
     """
 
     fine: torch.Tensor
     coarse: torch.Tensor
     counts: tuple[int, ...]
+    volume: int
     n_fine: int
     n_coarse: int
     centre: int | None
@@ -102,6 +105,7 @@ def build_pairs(fine: torch.Tensor, coarse: torch.Tensor, kernel: Triple, step: 
     low, high = (queries.amin(0).tolist(), queries.amax(0).tolist()) if len(queries) else (LOWEST, LOWEST)
     mirrored = coarse is fine and all(k % 2 for k in kernel)
     pairs: list = [None] * len(offsets)
+    blocks = max(triton.cdiv(len(coarse), BLOCK), 1)
     for k, offset in enumerate(offsets):
         if mirrored and pairs[-1 - k] is not None:
             pairs[k] = pairs[-1 - k][::-1]  # b = a + offset exactly where a = b - offset
@@ -114,11 +118,12 @@ def build_pairs(fine: torch.Tensor, coarse: torch.Tensor, kernel: Triple, step: 
             )
             found = torch.where(inside.all(1), found, -1)  # beyond the range a key would name another voxel
         hit = torch.nonzero(found >= 0).squeeze(1)
-        pairs[k] = (found[hit], order[hit])
-    fine_rows, coarse_rows = zip(*pairs, strict=True)
-    counts = tuple(map(len, fine_rows))
+        each = torch.bincount(hit // BLOCK, minlength=blocks).tolist()
+        pairs[k] = (found[hit].split(each), order[hit].split(each))
+    fine_rows, coarse_rows = (torch.cat([p[side][b] for b in range(blocks) for p in pairs]) for side in (0, 1))
+    counts = tuple(len(p[0][b]) for b in range(blocks) for p in pairs)
     centre = len(pairs) // 2 if mirrored else None
-    return Pairs(torch.cat(fine_rows), torch.cat(coarse_rows), counts, len(fine), len(coarse), centre)
+    return Pairs(fine_rows, coarse_rows, counts, len(offsets), len(fine), len(coarse), centre)
 
 
 def build_tiles(fine: torch.Tensor, coarse: torch.Tensor, kernel: Triple, step: Triple, table: HashTable) -> Tiles:

@@ -27,7 +27,7 @@ def listed(kernel_map: Pairs | Tiles) -> list[tuple[int, int, int]]:
     """All (k, fine row, coarse row) of a map, in its order."""
     m = kernel_map
     if isinstance(m, Pairs):
-        ks = [k for k, count in enumerate(m.counts) for _ in range(count)]
+        ks = [i % m.volume for i, count in enumerate(m.counts) for _ in range(count)]
         return list(zip(ks, m.fine.tolist(), m.coarse.tolist(), strict=True))
     ends = m.start.tolist()
     ks = [k for k, (a, b) in enumerate(zip(ends, ends[1:], strict=False)) for _ in range(b - a)]
