@@ -8,7 +8,7 @@ import torch
 import triton
 import triton.language as tl
 
-from triton_kernels.backend import INTERPRETED
+from triton_kernels.backend import INTERPRETED, UNSPECIALIZED
 from triton_kernels.configurations import configuration
 from triton_kernels.kernel_map import Pairs, Tiles
 
@@ -231,7 +231,7 @@ def _precision() -> str:
     return "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32"
 
 
-@triton.jit
+@triton.jit(do_not_specialize=UNSPECIALIZED)
 def _convolve(
     x, weight, out, order, table, lists, counts, n,
     VOLUME: tl.constexpr, C_IN: tl.constexpr, C_OUT: tl.constexpr, STRIDE_IN: tl.constexpr, STRIDE_OUT: tl.constexpr,
@@ -275,7 +275,7 @@ def _convolve(
     tl.store(at, total.to(out.dtype.element_ty), mask=inside[:, None] & (column < C_OUT)[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=UNSPECIALIZED)
 def _weight_gradient(
     x, grad, out, rows_in, rows_out, start, tiles_out,
     C_IN: tl.constexpr, C_OUT: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,

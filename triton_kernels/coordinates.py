@@ -4,7 +4,7 @@ import torch
 import triton
 import triton.language as tl
 
-from triton_kernels.backend import uses_triton
+from triton_kernels.backend import UNSPECIALIZED, uses_triton
 
 BITS = (10, 18, 18, 17)  # of batch, x, y, z; 63 in all, so that keys are never negative
 LOWEST = tuple([0] + [-(1 << (b - 1)) for b in BITS[1:]])
@@ -93,7 +93,7 @@ def _floor(c, stride):
     return c - tl.where(rest < 0, rest + stride, rest)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=UNSPECIALIZED)
 def _pack(coordinates, keys, n, stride_x, stride_y, stride_z, BLOCK: tl.constexpr):
     row = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = row < n

@@ -4,7 +4,7 @@ import torch
 import triton
 import triton.language as tl
 
-from triton_kernels.backend import uses_triton
+from triton_kernels.backend import UNSPECIALIZED, uses_triton
 
 BLOCK = 256
 _EMPTY = tl.constexpr(-1)  # keys of coordinates inside the range are never negative
@@ -74,7 +74,7 @@ def _slot(key, capacity):
     return h.to(tl.int64) & (capacity - 1)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=UNSPECIALIZED)
 def _insert(keys, slots, slot_rows, n, capacity, BLOCK: tl.constexpr):
     row = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     searching = row < n
@@ -103,7 +103,7 @@ def find(key, searching, slots, slot_rows, capacity):
     return found
 
 
-@triton.jit
+@triton.jit(do_not_specialize=UNSPECIALIZED)
 def _find(keys, slots, slot_rows, found, n, capacity, BLOCK: tl.constexpr):
     row = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = row < n

@@ -14,6 +14,7 @@ import torch
 import triton
 import triton.language as tl
 
+from triton_kernels.backend import UNSPECIALIZED
 from triton_kernels.coordinates import (
     HIGHEST,
     LOWEST,
@@ -208,7 +209,7 @@ def _offset(i, size, step):
     return (i - tl.where(size % 2 == 1, size // 2, 0)) * step
 
 
-@triton.jit
+@triton.jit(do_not_specialize=UNSPECIALIZED)
 def _look_up(
     coordinates, slots, slot_rows, capacity, fine_of, coarse_of, n, n_fine,
     size_x, size_y, size_z, step_x, step_y, step_z,
@@ -234,7 +235,7 @@ def _look_up(
         tl.store(coarse_of + k * n_fine + found, row.to(tl.int32), mask=hit)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=UNSPECIALIZED)
 def _pack_pairs(table, ends, pairs_fine, pairs_coarse, n, total, BLOCK: tl.constexpr):
     """Write each neighbour of a flat table to its place among the pairs."""
     i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
@@ -245,7 +246,7 @@ def _pack_pairs(table, ends, pairs_fine, pairs_coarse, n, total, BLOCK: tl.const
     tl.store(pairs_coarse + place, (i % n).to(tl.int32), mask=hit)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=UNSPECIALIZED)
 def _rank(table, bits, rank, n, VOLUME: tl.constexpr, WORD: tl.constexpr, BLOCK: tl.constexpr):
     """Place of each row's neighbour mask in the Gray sequence: next to it stand masks that differ in one offset."""
     row = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
@@ -264,7 +265,7 @@ def _rank(table, bits, rank, n, VOLUME: tl.constexpr, WORD: tl.constexpr, BLOCK:
     tl.store(rank + row, mask, mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=UNSPECIALIZED)
 def _tile(table, order, ordered, lists, counts, n, VOLUME: tl.constexpr, HEIGHT: tl.constexpr):
     """Put the table's columns into order, and list the offsets that occur in each tile."""
     tile = tl.program_id(0)

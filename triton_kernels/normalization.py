@@ -9,7 +9,7 @@ import torch
 import triton
 import triton.language as tl
 
-from triton_kernels.backend import uses_triton
+from triton_kernels.backend import UNSPECIALIZED, uses_triton
 from triton_kernels.convolution import library
 
 ROWS = 1024  # rows a block: in torch small enough to stay in the processor's cache from one operation to the next
@@ -201,7 +201,7 @@ def _block(n, CHANNELS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr)
     return row[:, None] * CHANNELS + column[None, :], mask, column, column < CHANNELS
 
 
-@triton.jit
+@triton.jit(do_not_specialize=UNSPECIALIZED)
 def _statistics_kernel(x, means, squares, n, CHANNELS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     at, mask, column, valid = _block(n, CHANNELS, ROWS, COLUMNS)
     values = tl.load(x + at, mask=mask, other=0.0).to(tl.float32)
@@ -212,7 +212,7 @@ def _statistics_kernel(x, means, squares, n, CHANNELS: tl.constexpr, ROWS: tl.co
     tl.store(squares + block * CHANNELS + column, tl.sum(centred * centred, 0), mask=valid)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=UNSPECIALIZED)
 def _apply_kernel(
     x, scale, shift, residual, out, n, CHANNELS: tl.constexpr,
     RESIDUAL: tl.constexpr, RELU: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
@@ -242,7 +242,7 @@ def _activated(grad, x, active, at, mask, a, b, RELU: tl.constexpr, FROM_OUTPUT:
     return g, values
 
 
-@triton.jit
+@triton.jit(do_not_specialize=UNSPECIALIZED)
 def _sums_kernel(
     grad, x, active, mean, reciprocal, scale, shift, sums, sums_unit, n, CHANNELS: tl.constexpr,
     RELU: tl.constexpr, FROM_OUTPUT: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
@@ -258,7 +258,7 @@ def _sums_kernel(
     tl.store(sums_unit + block * CHANNELS + column, tl.sum(g * unit, 0), mask=valid)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=UNSPECIALIZED)
 def _grad_kernel(
     grad, x, active, scale, shift, along, constant, grad_x, grad_residual, n, CHANNELS: tl.constexpr,
     RESIDUAL: tl.constexpr, RELU: tl.constexpr, FROM_OUTPUT: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
