@@ -3,8 +3,8 @@
     python -m benchmarks.engine_scaling [--largest 4194304] [--threads 1] [--device cpu]
 
 Batches of simulated scans from a thousand points to millions: time of voxelizing, of the kernel maps of a 3x3x3 layer
-and a strided one, and of both layers with 32 channels forward and backward. Prints seconds, peak memory and the slope of
-each in log-log: 1 is linear. Ends with one 128-beam scan of ten sweeps. Sizes beyond memory are left out, and said so.
+and a strided one, and of both layers with 32 channels forward and backward. Prints seconds, peak memory and the slope
+of each in log-log: 1 is linear. Ends with one 128-beam scan of ten sweeps. Sizes beyond memory are left out, and said so.
 """
 
 import argparse
