@@ -4,7 +4,7 @@
 
 Batches of simulated scans from a thousand points to millions: time of voxelizing, of the kernel maps of a 3x3x3 layer
 and a strided one, and of both layers with 32 channels forward and backward. Prints seconds, peak memory and the slope
-of each in log-log: 1 is linear. Ends with one 128-beam scan of ten sweeps. Sizes beyond memory are left out, and said so.
+of each in log-log: 1 is linear. Ends with one 128-beam scan of ten sweeps. Sizes beyond memory are left out, and named.
 """
 
 import argparse

@@ -63,8 +63,10 @@ def test_some_kernels_compile_for_every_target(tmp_path):
 
 
 @pytest.mark.slow  # minutes
-@pytest.mark.parametrize("targets", [("sm_90",), ("sm_80", "sm_100")])
-def test_every_shipped_kernel_compiles(tmp_path, targets):
-    rows = compiled(tmp_path, "", *targets)
-    assert len(rows) > 300 * len(targets)
+def test_every_shipped_kernel_compiles(tmp_path):
+    rows = compiled(tmp_path, "", "sm_90")
+    assert len(rows) > 300
+    check(rows)
+    rows = compiled(tmp_path, "^(?!.*(fp16|fp32))", "sm_80", "sm_100")  # float16 differs from bfloat16 in no shape
+    assert len(rows) > 200
     check(rows)

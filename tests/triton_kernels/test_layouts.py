@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.conftest import ROOT
 from triton_kernels import SparseConv3d, SparseConvTranspose3d, SparseTensor, layouts
 from triton_kernels.kernel_map import kernel_offsets
 
@@ -61,6 +62,13 @@ def test_a_golden_layer_survives_the_way_through_every_layout(shared):
         layer = SparseConv3d(*weight.shape[1:], 3)
         layer.weight.data.copy_(way)
         assert torch.allclose(layer(x).features[order], torch.from_numpy(z["out_feats"]), atol=1e-5)
+
+
+def test_the_page_for_porters_runs():
+    page = (ROOT / "triton_kernels" / "README.md").read_text()
+    names = {}
+    exec(page.split("```python\n")[1].split("```")[0], names)
+    assert names["out"].features.shape == (1000, 16)
 
 
 def test_wrong_shapes_are_named():
