@@ -75,13 +75,16 @@ class Student(nn.Module):
         return self.network.backbone(x), v
 
 
-def save_student(path: Path, student: Student, stage: str, classes: tuple[str, ...] = ()) -> None:
-    """Write `model.pt`: weights, spec, the stage that made it and (segmentation) the class names."""
+def save_student(
+    path: Path, student: Student, stage: str, classes: tuple[str, ...] = (), task: dict | None = None
+) -> None:
+    """Write `model.pt`: weights, spec, the stage that made it and (segmentation) the class names and the task."""
     content = {
         "format": 1,
         "stage": stage,
         "spec": student.spec.model_dump(mode="json"),
         "classes": list(classes),
+        "task": task,
         "weights": _weights(student),
     }
     with atomic_write(path) as temporary:
