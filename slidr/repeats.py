@@ -5,8 +5,9 @@ from collections.abc import Callable
 from datetime import datetime
 
 from data.disk import InputError, atomic_write, read_text
+from data.frame import Reader
 from slidr import config, report
-from slidr.downstream import open_labelled, report_scores
+from slidr.downstream import report_scores
 
 Run = Callable[[config.Downstream], dict]
 
@@ -41,17 +42,16 @@ def run_seeds(stage: str, run: Run, settings: config.Downstream, name: str) -> l
     return results
 
 
-def repeat(stage: str, run: Run, settings: config.Downstream, task: dict) -> dict:
+def repeat(stage: str, run: Run, settings: config.Downstream, task: dict, reader: Reader) -> dict:
     """Run all seeds and report mean ± standard deviation in `output/<stage>/<name>/`; as a stage's `run`.
 
     Args:
         stage, run, settings: see `run_seeds`.
-        task: see `slidr.downstream.finish`.
+        task, reader: see `slidr.downstream.finish`.
     """
     name = settings.name or f"{settings.dataset}-{datetime.now():%Y%m%d-%H%M%S}"
     runs = run_seeds(stage, run, settings, name)
     scores, folder = report.mean_scores(runs), settings.output / stage / name
-    reader = open_labelled(settings, settings.val_split)
     table = report_scores(folder, f"mean of {len(runs)} seeds", scores, reader, task, settings)
     seeds = ", ".join(f"{report.percent(100 * run['miou'])} (seed {settings.seed + i})" for i, run in enumerate(runs))
     spread = f"{100 * scores['std']['miou']:.1f}"

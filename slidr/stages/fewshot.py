@@ -49,15 +49,15 @@ def parameter_groups(student: Student, settings: Fewshot) -> list[dict]:
 
 def run(settings: Fewshot) -> dict:
     """Fine-tune by the settings; `scores` (see downstream.scores_of; of several seeds their mean) and `folder`."""
+    readers = [open_labelled(settings, split) for split in (settings.train_split, settings.val_split)]
     if settings.sweep:
         return sweep(settings)
     settings, source = pin_weights(settings)
     settings = published(settings)
     task = {"stage": "fewshot", "dataset": settings.dataset, "pct": settings.pct}
     if settings.seeds > 1:
-        return repeat("fewshot", run, settings, task)
+        return repeat("fewshot", run, settings, task, readers[1])
     device = prepare(settings)
-    readers = [open_labelled(settings, split) for split in (settings.train_split, settings.val_split)]
     readers[0] = choose_subset(readers[0], settings.pct, settings.subset, settings.subset_seed)
     classes = len(readers[0].classes)
     loader = segmentation_loader(settings, readers[0], settings.batch, settings.augment, shuffle=True)

@@ -43,12 +43,12 @@ def run(settings: Linprobe) -> dict:
     """Probe by the settings; `scores` (see downstream.scores_of; of several seeds their mean) and `folder`."""
     if settings.remember and settings.augment:
         raise InputError("`remember` cannot be true while `augment` is: augmented features differ every epoch.")
+    readers = [open_labelled(settings, split) for split in (settings.train_split, settings.val_split)]
     settings, source = pin_weights(settings)
     task = {"stage": "linprobe", "dataset": settings.dataset, "pct": 100.0}
     if settings.seeds > 1:
-        return repeat("linprobe", run, settings, task)
+        return repeat("linprobe", run, settings, task, readers[1])
     device = prepare(settings)
-    readers = [open_labelled(settings, split) for split in (settings.train_split, settings.val_split)]
     classes = len(readers[0].classes)
     loader = segmentation_loader(settings, readers[0], settings.batch, settings.augment, shuffle=True)
     val_loader = segmentation_loader(settings, readers[1], settings.batch, augment=False, shuffle=False)
