@@ -115,9 +115,9 @@ def load_weights(student: Student, content: dict, path: Path, with_head: bool) -
     mine, theirs = student.spec.model_dump(), StudentSpec(**content["spec"]).model_dump()
     for name, value in mine.items():
         if value != theirs[name]:
+            remedy = f"drop --{name} or choose" if name in SPEC_KEYS else "choose"
             raise InputError(
-                f"{path} was trained with {name} {theirs[name]}, this run has {value}; "
-                f"drop --{name} or choose other --weights."
+                f"{path} was trained with {name} {theirs[name]}, this run has {value}; {remedy} other --weights."
             )
     weights, own = content["weights"], _weights(student)
     if not with_head:
