@@ -109,11 +109,13 @@ def _panels(frame: Frame, prediction: np.ndarray) -> tuple[dict[str, np.ndarray]
     return {"prediction": prediction, "ground truth": frame.labels}, frame.labels > 0
 
 
-def _class_legend(axis, panels: dict[str, np.ndarray], known: np.ndarray, classes: tuple[str, ...], colours) -> None:
-    """Names of the classes that occur, to the right of `axis`."""
+def _class_legend(
+    figure: Figure, panels: dict[str, np.ndarray], known: np.ndarray, classes: tuple[str, ...], colours
+) -> None:
+    """Names of the classes that occur, beside the axes."""
     occurring = [i for i in np.unique(np.concatenate([ids[known] for ids in panels.values()])) if i]
     handles = [Patch(color=colours[i] / 255, label=classes[i]) for i in occurring]
-    axis.legend(handles=handles, loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=9)
+    figure.legend(handles=handles, loc="outside right center", frameon=False, fontsize=9)
 
 
 def birds_eye(frame: Frame, prediction: np.ndarray, classes: tuple[str, ...], colours: np.ndarray, path: Path) -> None:
@@ -133,7 +135,7 @@ def birds_eye(frame: Frame, prediction: np.ndarray, classes: tuple[str, ...], co
             _ground(axis, title)
             axis.scatter(*points[~seen, :2].T, s=0.6, c="#3a3f46", linewidths=0)
             axis.scatter(*points[seen, :2].T, s=3, c=colours[ids[order][seen]] / 255, linewidths=0)
-        _class_legend(axes[0, -1], panels, known, classes, colours)
+        _class_legend(axes[0, 0].figure, panels, known, classes, colours)
 
 
 def camera_classes(
@@ -156,7 +158,7 @@ def camera_classes(
             _image(axis, grey, f"{view.name}: {title}")
             colour = colours[ids[pairs.point]] / 255
             axis.scatter(pairs.column, pairs.row, c=colour, s=_dot(len(pairs)), linewidths=0)
-        _class_legend(axes[0, 0], panels, seen, classes, colours)
+        _class_legend(axes[0, 0].figure, panels, seen, classes, colours)
 
 
 def sweep(lines: dict[str, dict[float, tuple[float, float]]], path: Path) -> None:

@@ -5,7 +5,7 @@ Source: Sautier et al., Image-to-Lidar Self-Supervised Distillation for Autonomo
 † marks baselines in the authors' own reproduction.
 """
 
-SOURCE = "Sautier et al., CVPR 2022 († = baseline as reproduced there)"
+SOURCE = "Sautier et al., CVPR 2022, Res16UNet34C pretrained on nuScenes († = baseline as reproduced there)"
 
 METHODS = ("SLidR", "PPKT†", "PointContrast†", "DepthContrast†", "random")  # by mIoU
 

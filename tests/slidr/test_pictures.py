@@ -124,7 +124,7 @@ PREDICTION, LABELS = np.array([1, 2, 2, 3]), np.array([1, 0, 1, 2])  # the secon
 
 
 def assert_legend(axis, names, colours) -> None:
-    legend = axis.get_legend()
+    (legend,) = axis.figure.legends
     assert [text.get_text() for text in legend.get_texts()] == names
     assert [to_rgb(patch.get_facecolor()) for patch in legend.get_patches()] == colours
 
