@@ -1,6 +1,7 @@
 """Few-shot segmentation: fine-tune the whole network on a small share of the labels (paper, section 4.3)."""
 
 import csv
+from pathlib import Path
 
 import torch
 
@@ -22,7 +23,7 @@ from slidr.downstream import (
 from slidr.published import EFFICIENCY
 from slidr.repeats import repeat, run_seeds
 from slidr.segmentation import segmentation_loss
-from slidr.student import Student
+from slidr.student import SPEC_KEYS, Student, StudentSpec, read_checkpoint
 from slidr.training import fit, prepare, sgd
 
 
@@ -93,7 +94,11 @@ def sweep(settings: Fewshot) -> dict:
         raise InputError("`sweep` takes shares of the scenes or frames; drop the list given as `subset`.")
     starts = {"random": "random"}
     if settings.weights != "random":
-        starts = {"pretrained": pin_weights(settings)[0].weights} | starts
+        weights = pin_weights(settings)[0].weights
+        starts = {"pretrained": weights} | starts
+        spec = StudentSpec(**read_checkpoint(Path(weights))["spec"])  # a random network of the same shape
+        same = {name: getattr(spec, name) for name in SPEC_KEYS if getattr(settings, name) is None}
+        settings = settings.model_copy(update=same)
     name = settings.name or f"{settings.dataset}-sweep"
     folder, scores = settings.output / "fewshot" / name, {label: {} for label in starts}
     for pct in settings.sweep:

@@ -72,7 +72,7 @@ def test_several_seeds(command):
 def test_a_sweep_goes_on_where_it_was_cut_off(command):
     pretrained = ["pretrain", "--root=world", "--name=p", *STUDENT, "--crop=[40, 64]", "--segments=20", "--epochs=1"]
     assert command(*pretrained, "--min_pairs=10", "--batch=2", "--workers=0")[0] == 0
-    words = [w for w in FEWSHOT if w != "--weights=random"] + ["--voxel_size=[0.2,1,0.2]", "--sweep=50,100"]
+    words = [w for w in FEWSHOT if w not in ("--weights=random", *STUDENT)] + ["--sweep=50,100"]
     code, out, err = command(*words)
     assert code == 0, err
     points = [f"kitti-sweep-{start}-{pct}pct-seed0" for pct in (50, 100) for start in ("pretrained", "random")]
@@ -87,6 +87,7 @@ def test_a_sweep_goes_on_where_it_was_cut_off(command):
     configs = [yaml.safe_load((RUNS / name / "config.yaml").read_text()) for name in points]
     assert [c["lr_head"] for c in configs] == [2.0, 0.05, 2.0, 0.05] and configs[0]["pct"] == 50
     assert configs[0]["weights"] == "output/pretrain/p/model.pt"
+    assert {(c["width"], c["architecture"]) for c in configs} == {(0.25, "res16unet14c")}  # the random start's, too
 
     for name in points[2:]:
         (RUNS / name / "report.md").unlink()  # as if cut off
@@ -97,6 +98,7 @@ def test_a_sweep_goes_on_where_it_was_cut_off(command):
     new = [(RUNS / name / "config.yaml").stat().st_mtime_ns for name in points]
     assert [a == b for a, b in zip(times, new, strict=True)] == [True, True, False, False]
     assert list(csv.reader((RUNS / "kitti-sweep/sweep.csv").open())) == table  # same seed, same result
+    assert "this run has 0.5" in command.refused(*words, "--name=other", "--width=0.5")
     assert "drop the list" in command.refused(*words, "--subset=list.txt")
 
 
