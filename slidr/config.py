@@ -179,6 +179,11 @@ class Downstream(WithTraining):
     compare: bool = key(True, "show the published figures of the same setting, where there are any, beside ours")
     seeds: Count = key(1, "runs with the seeds seed, seed + 1, ...: report mean ± standard deviation")
 
+    @property
+    def scored(self) -> str:
+        """The split that scores are of."""
+        return self.val_split
+
 
 class Linprobe(Downstream):
     """Freeze a lidar network, train one linear layer on its features, report mIoU (paper, section 4.2)."""
@@ -211,9 +216,15 @@ class Evaluate(WithRun):
 
     weights: str | None = key(None, "model.pt of linprobe or fewshot; none = the newest of both under --output")
     split: str = key("val", "split to evaluate on")
+    subset: Path | None = key(None, "subset.txt of a run: evaluate on these frames of the split; none = all")
     submission: Path | None = key(None, "folder to write the benchmark server's files to; none = no files")
     pictures: Index = key(2, "frames to draw")
     compare: bool = key(True, "show the published figures of the same setting, where there are any, beside ours")
+
+    @property
+    def scored(self) -> str:
+        """The split, or the part of it, that scores are of."""
+        return f"{self.subset} of {self.split}" if self.subset else self.split
 
 
 class Show(WithSuperpixels):

@@ -189,7 +189,7 @@ def finish(
     log: Run,
     settings: config.Downstream | config.Evaluate,
     student: Student,
-    task: dict,
+    task: dict | None,
     source: str,
     reader: Reader,
     scores: dict | None,
@@ -198,7 +198,8 @@ def finish(
     """Save the network, draw, report; `scores`, `classes` and `folder`.
 
     Args:
-        task: what the network was trained for, stage, data set and per cent of the labels: decides the published rows.
+        task: what the network was trained for: stage, data set and per cent of the labels, which decide the published
+            rows; None = not known.
         source: where its weights come from.
         reader: the split that was scored.
         scores: of `scores_of`; None if the split has no labels.
@@ -217,7 +218,7 @@ def finish(
         drawn.insert(0, "classes.png")
     log.finish(
         f"# {log.stage} {log.folder.name}\n\n"
-        f"Weights: {source}. Split: {len(reader)} frames, all raw points.\n\n{text}\n\n"
+        f"Weights: {source}. Split: {settings.scored}, {len(reader)} frames, all raw points.\n\n{text}\n\n"
         f"Again: `python run.py {log.stage} {log.folder / 'config.yaml'} --name NEW`\n\n"
         + "\n".join(f"![{name}]({name})" for name in drawn)
         + "\n"
@@ -228,12 +229,16 @@ def finish(
 
 
 def report_scores(
-    folder: Path, name: str, scores: dict, reader: Reader, task: dict, settings: config.Downstream | config.Evaluate
+    folder: Path,
+    name: str,
+    scores: dict,
+    reader: Reader,
+    task: dict | None,
+    settings: config.Downstream | config.Evaluate,
 ) -> str:
     """Write scores.csv and classes.png with the published rows of the same task beside ours; the Markdown table."""
-    split = settings.val_split if isinstance(settings, config.Downstream) else settings.split
     beside = {}
-    if settings.compare and split == "val":  # the published figures are of no other
+    if task and settings.compare and settings.scored == "val":  # the published figures are of no other split
         beside = published.columns(**task, classes=len(reader.classes))
     columns = {f"ours: {name}" if beside else name: scores} | beside
     report.write_csv(columns, reader.classes, folder / "scores.csv")

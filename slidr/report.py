@@ -86,3 +86,25 @@ def write_csv(columns: dict[str, dict], classes: tuple[str, ...], path: Path) ->
         for name, cells in _rows(columns, classes):
             flat = [v for cell, has_std in zip(cells, spread, strict=True) for v in cell[: 1 + has_std]]
             writer.writerow([name, *("" if math.isnan(v) else f"{v:.3f}" for v in flat)])
+
+
+Lines = dict[str, dict[float, tuple[float, float]]]  # network -> per cent of the labels -> (mIoU, deviation or nan)
+
+
+def sweep_table(lines: Lines, pcts: tuple[float, ...]) -> str:
+    """Annotation efficiency in Markdown: a row a share of the labels, a column a network; mIoU in per cent."""
+    rows = ["| labels (%) | " + " | ".join(lines) + " |", "|---" * (len(lines) + 1) + "|"]
+    for pct in pcts:
+        cells = (line.get(pct, (NAN, NAN)) for line in lines.values())
+        rows.append(f"| {pct:g} | " + " | ".join(percent(100 * v, 100 * deviation) for v, deviation in cells) + " |")
+    return "\n".join(rows)
+
+
+def write_sweep_csv(lines: Lines, path: Path) -> None:
+    """Annotation efficiency for programs: a row a network and share, empty where a deviation is not known."""
+    with atomic_write(path) as temporary, open(temporary, "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["network", "labels (%)", "mIoU", "std"])
+        for name, line in lines.items():
+            for pct, values in line.items():
+                writer.writerow([name, f"{pct:g}", *("" if math.isnan(v) else f"{100 * v:.3f}" for v in values)])

@@ -5,6 +5,7 @@ from pathlib import Path
 from data.datasets import open_reader
 from data.disk import InputError
 from data.submission import Submission
+from data.subsets import choose_subset
 from slidr.config import Evaluate
 from slidr.downstream import count, finish, has_labels, scores_of, segmentation_loader, start
 from slidr.student import Student, StudentSpec, load_weights, newest_checkpoint, read_checkpoint
@@ -21,6 +22,10 @@ def run(settings: Evaluate) -> dict:
         )
     content = read_checkpoint(path)
     reader = open_reader(settings.dataset, settings.root, settings.split)
+    if settings.subset and settings.submission:
+        raise InputError("`submission` needs the whole split; drop `subset`.")
+    if settings.subset:
+        reader = choose_subset(reader, 100, str(settings.subset))
     labelled = has_labels(reader)
     if not labelled and settings.submission is None:
         raise InputError(
@@ -42,5 +47,5 @@ def run(settings: Evaluate) -> dict:
     if submission:
         print(f"submission: {submission.describe()}")
     return finish(
-        log, settings, student, content["task"], str(path), reader, scores_of(*counts) if labelled else None, device
+        log, settings, student, content.get("task"), str(path), reader, scores_of(*counts) if labelled else None, device
     )

@@ -1,6 +1,5 @@
 """Few-shot segmentation: fine-tune the whole network on a small share of the labels (paper, section 4.3)."""
 
-import csv
 from pathlib import Path
 
 import torch
@@ -67,9 +66,11 @@ def run(settings: Fewshot) -> dict:
     student = starting_student(settings, classes)
     student.to(device)
     log = start("fewshot", settings, readers, source, student, device)
-    which = "every n-th" if settings.subset_seed is None else f"drawn by seed {settings.subset_seed}"
-    remark = f"{settings.dataset}, split {settings.train_split}: {settings.pct:g} % of the {settings.subset}, {which}"
-    write_subset(log.folder / "subset.txt", readers[0], remark)
+    remark = f"the list {settings.subset}"
+    if settings.subset in ("scenes", "frames"):
+        which = "every n-th" if settings.subset_seed is None else f"drawn by seed {settings.subset_seed}"
+        remark = f"{settings.pct:g} % of the {settings.subset}, {which}"
+    write_subset(log.folder / "subset.txt", readers[0], f"{settings.dataset}, split {settings.train_split}: {remark}")
 
     def loss_of(batch: Batch) -> tuple[torch.Tensor, dict[str, float]]:
         logits, voxels = student(batch)
@@ -114,13 +115,8 @@ def sweep(settings: Fewshot) -> dict:
         for method, curve in EFFICIENCY.items():
             lines[f"published: {method}"] = {pct: (miou / 100, report.NAN) for pct, miou in curve.items()}
     pictures.sweep(lines, folder / "sweep.png")
-    rows = [["labels (%)", *lines]]
-    for pct in settings.sweep:
-        cells = (line.get(pct, (report.NAN, report.NAN)) for line in lines.values())
-        rows.append([f"{pct:g}", *(report.percent(100 * miou, 100 * deviation) for miou, deviation in cells)])
-    with atomic_write(folder / "sweep.csv") as temporary, open(temporary, "w", newline="") as file:
-        csv.writer(file).writerows(rows)
-    table = "\n".join(f"| {' | '.join(row)} |" for row in [rows[0], ["---"] * len(rows[0]), *rows[1:]])
+    report.write_sweep_csv(lines, folder / "sweep.csv")
+    table = report.sweep_table(lines, settings.sweep)
     with atomic_write(folder / "report.md") as temporary:
         temporary.write_text(f"# Annotation efficiency {name}, mIoU\n\n{table}\n\n![mIoU over labels](sweep.png)\n")
     print(f"\n{table}\n\nfewshot: {folder / 'report.md'}")

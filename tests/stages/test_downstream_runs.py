@@ -78,11 +78,13 @@ def test_a_sweep_goes_on_where_it_was_cut_off(command):
     points = [f"kitti-sweep-{start}-{pct}pct-seed0" for pct in (50, 100) for start in ("pretrained", "random")]
     assert sorted(p.name for p in RUNS.iterdir()) == sorted(["kitti-sweep", *points])
     table = list(csv.reader((RUNS / "kitti-sweep/sweep.csv").open()))
-    assert table == [["labels (%)", "pretrained", "random"]] + [
-        [str(pct), *(f"{100 * miou(RUNS / f'kitti-sweep-{s}-{pct}pct-seed0'):.1f}" for s in ("pretrained", "random"))]
-        for pct in (50, 100)
+    ours = {p: f"{100 * miou(RUNS / p):.3f}" for p in points}
+    assert table[0] == ["network", "labels (%)", "mIoU", "std"]
+    assert table[1:] == [
+        [s, pct, ours[f"kitti-sweep-{s}-{pct}pct-seed0"], ""] for s in ("pretrained", "random") for pct in ("50", "100")
     ]
-    assert "| 100 | " in (RUNS / "kitti-sweep/report.md").read_text() and "| 100 | " in out
+    row = f"| 100 | {float(ours[points[2]]):.1f} | {float(ours[points[3]]):.1f} |"
+    assert row in (RUNS / "kitti-sweep/report.md").read_text() and row in out
     assert (RUNS / "kitti-sweep/sweep.png").stat().st_size > 0
     configs = [yaml.safe_load((RUNS / name / "config.yaml").read_text()) for name in points]
     assert [c["lr_head"] for c in configs] == [2.0, 0.05, 2.0, 0.05] and configs[0]["pct"] == 50
@@ -108,9 +110,14 @@ def test_a_subset_is_written_and_loaded_again(command):
         code, _, err = command(*words, *more, f"--name={name}")
         assert code == 0, err
     a, b = ((RUNS / name / "subset.txt").read_text().splitlines() for name in "ab")
-    assert "50 % of the frames, drawn by seed 1" in a[0] and len(a) == 2 and a[1:] == b[1:]
+    assert "50 % of the frames, drawn by seed 1" in a[0] and "a/subset.txt" in b[0] and len(a) == 2 and a[1:] == b[1:]
     a, b = (torch.load(RUNS / name / "model.pt", weights_only=True)["weights"] for name in "ab")
     assert all(torch.equal(a[key], b[key]) for key in a)
+    words = ["evaluate", *KITTI[:3], "--weights", RUNS / "a/model.pt", "--split=train", "--pictures=0"]
+    code, out, err = command(*words, "--subset", RUNS / "a/subset.txt", "--name=seen")
+    assert code == 0, err
+    assert "1 frames to evaluate on" in out  # the frame it was trained on
+    assert "whole split" in command.refused(*words, "--subset", RUNS / "a/subset.txt", "--submission=out")
 
 
 def test_a_submission_of_all_of_kittis_test_sequences(command):
