@@ -1,10 +1,11 @@
 """Does pretraining help on real frames? SemanticKITTI frames, pretrained against random, several seeds.
 
     python -m benchmarks.real_frames --root FOLDER --teacher_weights vits14.pth [--seeds 3]
+    python -m benchmarks.real_frames --root FOLDER --overfit
 
 Each seed pretrains a small network on the train sequences, then probes and fine-tunes it and a random one, scored on
 sequence 08. Prints a Markdown table and writes it as a JSON row. A sanity run, not a benchmark: a few frames, a small
-network, few steps.
+network, few steps. With --overfit it asks instead whether fine-tuning learns the train frames by heart, as it must.
 """
 
 import argparse
@@ -18,7 +19,7 @@ import numpy as np
 import torch
 
 from slidr import config
-from slidr.stages import fewshot, linprobe, pretrain
+from slidr.stages import evaluate, fewshot, linprobe, pretrain
 
 STUDENT = {"architecture": "res16unet14c", "width": 0.5, "voxel_size": [0.2, 1.0, 0.2]}
 
@@ -27,11 +28,18 @@ def main() -> None:
     """Run all seeds, print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--root", required=True, help="folder that holds dataset/sequences")
-    parser.add_argument("--teacher_weights", required=True, help="a ViT-S/14 in DINOv2's layout")
+    parser.add_argument("--overfit", action="store_true", help="instead: fine-tune and score on the same train frames")
+    parser.add_argument("--overfit_pct", type=float, default=33, help="per cent of the train frames to learn by heart")
+    parser.add_argument("--overfit_epochs", type=int, default=75, help="passes over them")
+    parser.add_argument("--teacher_weights", help="a ViT-S/14 in DINOv2's layout")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=14, help="of pretraining")
     parser.add_argument("--output", default="output/real_frames")
     options = parser.parse_args()
+    if options.overfit:
+        return overfit(options)
+    if options.teacher_weights is None:
+        parser.error("--teacher_weights is needed to pretrain")
     began = time.monotonic()
     scores: dict[tuple[str, str], list[float]] = {}
     losses = []
@@ -63,6 +71,29 @@ def main() -> None:
         _report(scores, losses, began)
 
 
+def overfit(options: argparse.Namespace) -> None:
+    """Fine-tune a random network on some train frames, un-augmented, and score those very frames: print the mIoU."""
+    began = time.monotonic()
+    common = {"dataset": "kitti", "root": options.root, "output": options.output, "workers": 1, "pictures": 1}
+    common["name"] = f"overfit-{datetime.datetime.now():%H%M%S}"
+    tune = {
+        "weights": "random", "pct": options.overfit_pct, "epochs": options.overfit_epochs, "batch": 1, "lr": 0.1,
+        "augment": False, "validate_every": options.overfit_epochs,
+    }  # fmt: skip
+    tuned = fewshot.run(config.validate(config.Fewshot, common | STUDENT | tune))["folder"]
+    seen = {"weights": str(tuned / "model.pt"), "split": "train", "subset": tuned / "subset.txt"}
+    scores = evaluate.run(config.validate(config.Evaluate, common | seen))["scores"]
+    minutes = (time.monotonic() - began) / 60
+    print(f"mIoU on the frames trained on: {100 * scores['miou']:.1f} % after {minutes:.0f} minutes")
+    _write(
+        "real_frames_overfit",
+        frames_pct=options.overfit_pct,
+        epochs=options.overfit_epochs,
+        minutes=round(minutes, 1),
+        miou=100 * scores["miou"],
+    )
+
+
 def _report(scores: dict, losses: list, began: float) -> None:
     """Print and write what is known so far."""
     seeds = len(losses)
@@ -72,18 +103,21 @@ def _report(scores: dict, losses: list, began: float) -> None:
         print(f"| {task} | {' | '.join(cells)} |")
     minutes = (time.monotonic() - began) / 60
     print(f"\n{seeds} seeds, {minutes:.0f} minutes; pretraining loss (first, last): {losses}", flush=True)
+    miou = {f"{task}, {start}": values for (task, start), values in scores.items()}
+    _write("real_frames", minutes=round(minutes, 1), losses=losses, miou=miou)
+
+
+def _write(benchmark: str, **numbers: object) -> None:
+    """One row under benchmarks/results/."""
     row = {
-        "benchmark": "real_frames",
+        "benchmark": benchmark,
         "date": datetime.date.today().isoformat(),
         "device": f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads",
         "torch": torch.__version__,
-        "minutes": round(minutes, 1),
-        "losses": losses,
-        "miou": {f"{task}, {start}": values for (task, start), values in scores.items()},
     }
     folder = Path("benchmarks/results")
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "real_frames.json").write_text(json.dumps(row, indent=1) + "\n")
+    (folder / f"{benchmark}.json").write_text(json.dumps(row | numbers, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -47,3 +47,8 @@ SEMANTIC_KITTI: dict[str, tuple[str, ...]] = {
     "test": tuple(f"{sequence:02d}" for sequence in range(11, 22)),
     "all": tuple(f"{sequence:02d}" for sequence in range(22)),
 }
+
+# Scans of the test sequences, of which the benchmark's server wants each and every one
+SEMANTIC_KITTI_TEST_SCANS = dict(
+    zip(SEMANTIC_KITTI["test"], (921, 1061, 3281, 631, 1901, 1731, 491, 1801, 4981, 831, 2721), strict=True)
+)

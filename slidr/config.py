@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from data.augment import AugmentSettings
 from data.disk import InputError
@@ -33,6 +33,14 @@ def _ordered(size: tuple[float, float, float]) -> tuple[float, float, float]:
     return size
 
 
+def _numbers(words: object) -> object:
+    """`1,5,10` and `1` as lists, like `[1, 5, 10]`."""
+    words = words.split(",") if isinstance(words, str) else words
+    return words if isinstance(words, list | tuple) else [words]
+
+
+Percent = Annotated[float, Field(gt=0, le=100)]
+Sweep = Annotated[tuple[Percent, ...], BeforeValidator(_numbers), Field(min_length=1)]
 VoxelSize = Annotated[tuple[float, float, float], AfterValidator(_ordered)]
 Dataset = Literal["synthetic", "nuscenes", "kitti"]
 Architecture = Literal["res16unet14c", "res16unet18c", "res16unet34c"]
@@ -168,6 +176,13 @@ class Downstream(WithTraining):
     batch: Count = key(16, "frames a step")
     augment: bool = key(True, "rotate and flip the cloud")
     pictures: Index = key(2, "validation frames to draw at the end")
+    compare: bool = key(True, "show the published figures of the same setting, where there are any, beside ours")
+    seeds: Count = key(1, "runs with the seeds seed, seed + 1, ...: report mean ± standard deviation")
+
+    @property
+    def scored(self) -> str:
+        """The split that scores are of."""
+        return self.val_split
 
 
 class Linprobe(Downstream):
@@ -182,9 +197,14 @@ class Linprobe(Downstream):
 class Fewshot(Downstream):
     """Fine-tune a whole lidar network on few labels, report mIoU (paper, section 4.3)."""
 
-    pct: Annotated[float, Field(gt=0, le=100)] = key(1.0, "per cent of the training split's labels to use")
-    subset: Literal["scenes", "frames"] | None = key(
-        None, "what pct counts: every n-th scene or frame; none = scenes, on KITTI frames (as published)"
+    pct: Percent = key(1.0, "per cent of the training split's labels to use")
+    subset: str | None = key(
+        None,
+        "what pct counts, scenes or frames, or the subset.txt of a run; none = scenes, on KITTI frames (published)",
+    )
+    subset_seed: Index | None = key(None, "seed of a random subset; none = every n-th scene or frame (published)")
+    sweep: Sweep | None = key(
+        None, "per cents, as in 1,5,10,25,100: fine-tune on each, pretrained and random; goes on where it stopped"
     )
     epochs: Count | None = key(None, "passes over the subset; none = 100 on KITTI and at 1 %, else 50")
     lr: Positive | None = key(None, "learning rate of the backbone; none = 0.02 pretrained on nuScenes, else 0.05")
@@ -196,7 +216,15 @@ class Evaluate(WithRun):
 
     weights: str | None = key(None, "model.pt of linprobe or fewshot; none = the newest of both under --output")
     split: str = key("val", "split to evaluate on")
+    subset: Path | None = key(None, "subset.txt of a run: evaluate on these frames of the split; none = all")
+    submission: Path | None = key(None, "folder to write the benchmark server's files to; none = no files")
     pictures: Index = key(2, "frames to draw")
+    compare: bool = key(True, "show the published figures of the same setting, where there are any, beside ours")
+
+    @property
+    def scored(self) -> str:
+        """The split, or the part of it, that scores are of."""
+        return f"{self.subset} of {self.split}" if self.subset else self.split
 
 
 class Show(WithSuperpixels):
@@ -249,7 +277,7 @@ def load(settings_type: type[BaseModel], arguments: list[str], recipe: str | Non
     """
     words = list(arguments)
     path = Path(words.pop(0)) if words and not words[0].startswith("-") else None
-    flags = _flags(words)
+    flags = _flags(words, switches={n for n, f in settings_type.model_fields.items() if f.annotation is bool})
     if path is None and recipe:
         dataset = flags.get("dataset", settings_type.model_fields["dataset"].default)
         candidate = RECIPES / f"{recipe}_{dataset}.yaml"
@@ -301,14 +329,16 @@ def read_yaml(path: Path) -> dict:
     return values
 
 
-def _flags(words: list[str]) -> dict[str, object]:
+def _flags(words: list[str], switches: set[str]) -> dict[str, object]:
     flags: dict[str, object] = {}
     while words:
         word = words.pop(0)
         if not word.startswith("--"):
             raise InputError(f"the command line: `{word}` stands alone; settings are written `--key value`.")
         name, equals, value = word[2:].partition("=")
-        if not equals:
+        if not equals and name in switches and (not words or words[0].startswith("--")):
+            value = "true"
+        elif not equals:
             if not words:
                 raise InputError(f"the command line: `{word}` lacks its value; settings are written `--key value`.")
             value = words.pop(0)

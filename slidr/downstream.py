@@ -1,7 +1,7 @@
-"""What linear probing, fine-tuning and evaluation share: the start, the score, the report."""
+"""What linear probing, fine-tuning and evaluation share: the start, the score, the end of a run."""
 
-import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +10,10 @@ import torch
 from data.augment import AugmentSettings
 from data.datasets import open_reader
 from data.disk import InputError
-from data.frame import Batch, Reader
+from data.frame import Batch, Frame, Pairs, Reader, collate
 from data.labels import COLOURS
-from data.loading import make_loader, select
-from slidr import config, pictures
+from data.loading import make_loader
+from slidr import config, pictures, published, report
 from slidr.segmentation import ConfusionMatrix, predict
 from slidr.student import (
     SPEC_KEYS,
@@ -28,44 +28,38 @@ from slidr.training import Run
 from triton_kernels import backend
 
 
-def starting_student(settings: config.Downstream, classes: int) -> tuple[Student, str]:
-    """The student to probe or fine-tune with a new last layer, and a sentence on where its weights come from.
+def pin_weights(settings: config.Downstream) -> tuple[config.Downstream, str]:
+    """The settings with the start's weights named, so that the run can be repeated, and a sentence on where from.
 
-    Raises InputError if no pretraining is found, or if the weights' architecture or voxels differ from the settings.
+    Raises InputError if none are named and there is no pretraining.
     """
-    asked = {name: getattr(settings, name) for name in SPEC_KEYS if getattr(settings, name) is not None}
-    if settings.weights == "random":
-        recipe = config.load(config.Pretrain, ["--dataset", settings.dataset], "slidr")
-        spec = StudentSpec(**({name: getattr(recipe, name) for name in SPEC_KEYS} | asked))
-        return Student(spec, classes, settings.bn_momentum), "random"
-    path = Path(settings.weights) if settings.weights else newest_checkpoint(settings.output, "pretrain")
+    if settings.weights is not None:
+        return settings, settings.weights
+    path = newest_checkpoint(settings.output, "pretrain")
     if path is None:
         raise InputError(
             f"there is no pretraining under {settings.output / 'pretrain'}: run `python run.py pretrain` first, "
             "or pass --weights random or a model.pt."
         )
+    return settings.model_copy(update={"weights": str(path)}), f"{path} (the newest pretraining)"
+
+
+def starting_student(settings: config.Downstream, classes: int) -> Student:
+    """The student to probe or fine-tune, with a new last layer.
+
+    Raises InputError if the weights' architecture, input or voxels differ from the settings.
+    """
+    asked = {name: getattr(settings, name) for name in SPEC_KEYS if getattr(settings, name) is not None}
+    if settings.weights == "random":
+        recipe = config.load(config.Pretrain, ["--dataset", settings.dataset], "slidr")
+        spec = StudentSpec(**({name: getattr(recipe, name) for name in SPEC_KEYS} | asked))
+        return Student(spec, classes, settings.bn_momentum)
+    path = Path(settings.weights)
     content = read_checkpoint(path)
-    student = Student(StudentSpec(**(content["spec"] | asked)), classes, settings.bn_momentum)
+    spec = StudentSpec(**{name: content["spec"][name] for name in SPEC_KEYS} | asked)
+    student = Student(spec, classes, settings.bn_momentum)
     load_weights(student, content, path, with_head=False)
-    return student, f"{path}" + ("" if settings.weights else " (the newest pretraining)")
-
-
-def every_nth(items: int, pct: float) -> list[int]:
-    """Indices of `pct` per cent of `items`, evenly from the first on: 1 % takes every 100th (published code)."""
-    return [math.floor(k * 100 / pct) for k in range(math.ceil(items * pct / 100 - 1e-9))]
-
-
-def choose_subset(reader: Reader, pct: float, subset: str) -> Reader:
-    """The reader restricted to `pct` per cent of its scenes or frames. Raises InputError if nothing is left."""
-    if subset == "scenes":
-        names = list(dict.fromkeys(reader.scenes))
-        kept = {names[i] for i in every_nth(len(names), pct)}
-        rows = [i for i, scene in enumerate(reader.scenes) if scene in kept]
-    else:
-        rows = every_nth(len(reader.ids), pct)
-    if not rows:
-        raise InputError(f"{pct:g} % of the {subset} of {reader.name} leave no frame; raise --pct.")
-    return select(reader, rows)
+    return student
 
 
 def segmentation_loader(settings: config.WithRun, reader: Reader, batch: int, augment: bool, shuffle: bool):
@@ -83,79 +77,93 @@ def segmentation_loader(settings: config.WithRun, reader: Reader, batch: int, au
     )
 
 
-@torch.no_grad()
-def evaluate(student: Student, loader: Iterable[Batch], classes: tuple[str, ...], device: torch.device):
-    """Confusion over all raw points of the split: each point gets its voxel's prediction (paper, section 4.1)."""
-    student.eval()
-    confusion = ConfusionMatrix(len(classes))
-    for batch in loader:
-        batch = batch.to(device)
-        logits, voxels = student(batch)
-        confusion.update(predict(logits)[voxels.inverse], batch.labels)
-    return confusion
+def has_labels(reader: Reader) -> bool:
+    """Whether the split comes with labels."""
+    return reader.read(0, images=False).labels is not None
 
 
 def open_labelled(settings: config.WithData, split: str) -> Reader:
     """The reader of a split whose labels are needed; InputError if it has none."""
     reader = open_reader(settings.dataset, settings.root, split)
-    if reader.read(0, images=False).labels is None:
+    if not has_labels(reader):
         raise InputError(f"the split `{split}` of {settings.dataset} has no labels; choose another split.")
     return reader
 
 
-def draw_predictions(run: Run, student: Student, reader: Reader, frames: int, device: torch.device) -> list[str]:
-    """Bird's-eye pictures of prediction and ground truth for evenly spaced frames; their file names."""
-    names = []
+@torch.no_grad()
+def infer(
+    student: Student, loader: Iterable[Batch], device: torch.device
+) -> Iterator[tuple[Batch, torch.Tensor, torch.Tensor]]:
+    """(batch, logits `[V, K]` of its voxels, voxel `[N]` of each raw point), in eval mode."""
     student.eval()
-    rows = np.unique(np.linspace(0, len(reader.ids) - 1, frames).astype(int)) if frames else []
-    loader = make_loader(
-        select(reader, list(rows)),
-        batch=1,
-        augment=None,
-        superpixels=None,
-        images=False,
-        labels=True,
-        workers=0,
-        seed=0,
-        shuffle=False,
-    )
-    for batch in loader if frames else ():
-        with torch.no_grad():
-            logits, voxels = student(batch.to(device))
-        prediction = predict(logits)[voxels.inverse].cpu().numpy()
-        name = f"birds_eye_{len(names)}.png"
-        pictures.birds_eye(
-            batch.points.numpy(),
-            prediction,
-            batch.labels.numpy(),
-            reader.classes,
-            COLOURS[reader.name],
-            run.folder / name,
-        )
-        names.append(name)
+    for batch in loader:
+        batch = batch.to(device)
+        logits, voxels = student(batch)
+        yield batch, logits, voxels.inverse
+
+
+def count(
+    student: Student,
+    loader: Iterable[Batch],
+    classes: int,
+    device: torch.device,
+    keep: Callable[[str, np.ndarray], None] | None = None,
+) -> tuple[ConfusionMatrix, ConfusionMatrix]:
+    """Confusion over all raw points of the split: each point gets its voxel's prediction (paper, section 4.1).
+
+    Args:
+        classes: number of classes, the ignored one included.
+        keep: called with each frame's id and its points' predicted train ids `[N]`.
+
+    Returns two: class 0 is never predicted in the first; it may be in the second, as in the published evaluation.
+    Both stay empty where there are no labels.
+    """
+    masked, unmasked = ConfusionMatrix(classes), ConfusionMatrix(classes)
+    for batch, logits, inverse in infer(student, loader, device):
+        prediction = predict(logits)[inverse]
+        if batch.labels is not None:
+            masked.update(prediction, batch.labels)
+            unmasked.update(logits.argmax(1)[inverse], batch.labels)
+        if keep:
+            for i, name in enumerate(batch.ids):
+                keep(name, prediction[batch.batch_index == i].cpu().numpy())
+    return masked, unmasked
+
+
+def scores_of(masked: ConfusionMatrix, unmasked: ConfusionMatrix) -> dict:
+    """Everything worth keeping of the two matrices of `count`: `ConfusionMatrix.scores()`, the published code's mIoU
+    (`code_compatible_miou`) and the counts `[label, prediction]` (`confusion`)."""
+    return masked.scores() | {
+        "code_compatible_miou": unmasked.code_compatible_miou(),
+        "confusion": masked.counts.tolist(),
+    }
+
+
+def draw_predictions(run: Run, student: Student, reader: Reader, frames: int, device: torch.device) -> list[str]:
+    """Prediction and ground truth of evenly spaced frames, from above and in the first camera; their file names."""
+    names = []
+    rows = np.unique(np.linspace(0, len(reader) - 1, frames).astype(int)) if frames else []
+    for n, row in enumerate(rows):
+        frame = _with_images_if_there(reader, int(row))
+        bare = collate([replace(frame, cameras=[], pairs=Pairs.empty())], reader.intensity_offset)
+        ((_, logits, inverse),) = infer(student, [bare], device)
+        prediction = predict(logits)[inverse].cpu().numpy()
+        scene = (frame, prediction, reader.classes, COLOURS[reader.name])
+        pictures.birds_eye(*scene, run.folder / f"birds_eye_{n}.png")
+        names.append(f"birds_eye_{n}.png")
+        if frame.cameras:
+            pictures.camera_classes(*scene, run.folder / f"camera_{n}.png")
+            names.append(f"camera_{n}.png")
     return names
 
 
-def score_table(columns: dict[str, dict], classes: tuple[str, ...]) -> str:
-    """A Markdown table: a row a class, a column a network; IoU in per cent, a dash where a class is absent.
-
-    Args:
-        columns: network name -> `ConfusionMatrix.scores()`.
-        classes: class names, [0] ignored.
-    """
-
-    def cell(value: float) -> str:
-        return "–" if math.isnan(value) else f"{100 * value:.1f}"
-
-    lines = ["| class | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
-    lines += [
-        f"| {name} | " + " | ".join(cell(s["iou"][i]) for s in columns.values()) + " |"
-        for i, name in enumerate(classes)
-        if i
-    ]
-    for name, label in (("miou", "**mIoU**"), ("code_compatible_miou", "mIoU as the published code counts")):
-        lines.append(f"| {label} | " + " | ".join(cell(s[name]) for s in columns.values()) + " |")
-    return "\n".join(lines)
+def _with_images_if_there(reader: Reader, row: int) -> Frame:
+    """Labels suffice downstream, so a data set without its images is no error here."""
+    try:
+        return reader.read(row)
+    except InputError as error:
+        print(f"no camera view of {reader.ids[row]}: {error}")
+        return reader.read(row, images=False)
 
 
 def start(
@@ -178,22 +186,64 @@ def start(
 
 
 def finish(
-    log: Run, settings: config.WithRun, student: Student, source: str, reader: Reader, loader, device: torch.device
+    log: Run,
+    settings: config.Downstream | config.Evaluate,
+    student: Student,
+    task: dict | None,
+    source: str,
+    reader: Reader,
+    scores: dict | None,
+    device: torch.device,
 ) -> dict:
-    """Score the split, save the network, draw, report; `scores`, `classes` and `folder`."""
-    scores = evaluate(student, loader, reader.classes, device).scores()
-    save_student(log.folder / "model.pt", student, log.stage, reader.classes)
+    """Save the network, draw, report; `scores`, `classes` and `folder`.
+
+    Args:
+        task: what the network was trained for: stage, data set and per cent of the labels, which decide the published
+            rows; None = not known.
+        source: where its weights come from.
+        reader: the split that was scored.
+        scores: of `scores_of`; None if the split has no labels.
+    """
+    save_student(log.folder / "model.pt", student, log.stage, reader.classes, task)
     drawn = draw_predictions(log, student, reader, settings.pictures, device)
     if log.rows:
         pictures.curves(log.rows, log.folder / "curves.png")
         drawn.insert(0, "curves.png")
-    table = score_table({Path(source.split(" ")[0]).parent.name or source: scores}, reader.classes)
+    text = "The split has no labels, hence no scores."
+    if scores:
+        report.save_scores(log.folder / "scores.json", scores)
+        text = report_scores(
+            log.folder, Path(source.split(" ")[0]).parent.name or source, scores, reader, task, settings
+        )
+        drawn.insert(0, "classes.png")
     log.finish(
         f"# {log.stage} {log.folder.name}\n\n"
-        f"Weights: {source}. Split: {len(reader)} frames, all raw points.\n\n{table}\n\n"
+        f"Weights: {source}. Split: {settings.scored}, {len(reader)} frames, all raw points.\n\n{text}\n\n"
         f"Again: `python run.py {log.stage} {log.folder / 'config.yaml'} --name NEW`\n\n"
         + "\n".join(f"![{name}]({name})" for name in drawn)
         + "\n"
     )
-    print(f"\n{table}\n\n{log.stage}: mIoU {100 * scores['miou']:.1f} %; {log.folder / 'report.md'}")
+    headline = f"mIoU {100 * scores['miou']:.1f} %; " if scores else ""
+    print(f"\n{text}\n\n{log.stage}: {headline}{log.folder / 'report.md'}")
     return {"scores": scores, "classes": reader.classes, "folder": log.folder}
+
+
+def report_scores(
+    folder: Path,
+    name: str,
+    scores: dict,
+    reader: Reader,
+    task: dict | None,
+    settings: config.Downstream | config.Evaluate,
+) -> str:
+    """Write scores.csv and classes.png with the published rows of the same task beside ours; the Markdown table."""
+    beside = {}
+    if task and settings.compare and settings.scored == "val":  # the published figures are of no other split
+        beside = published.columns(**task, classes=len(reader.classes))
+    columns = {f"ours: {name}" if beside else name: scores} | beside
+    report.write_csv(columns, reader.classes, folder / "scores.csv")
+    pictures.bar_chart(columns, reader.classes, folder / "classes.png")
+    table = report.score_table(columns, reader.classes)
+    if beside:
+        return f"{table}\n\nBeside ours: {published.SOURCE}, {task['pct']:g} % of {task['dataset']}'s labels."
+    return table

@@ -102,38 +102,86 @@ def curves(rows: list[dict], path: Path) -> None:
             axis.spines[["top", "right"]].set_visible(False)
 
 
-def birds_eye(
-    points: np.ndarray,
-    prediction: np.ndarray,
-    labels: np.ndarray,
-    classes: tuple[str, ...],
-    colours: np.ndarray,
-    path: Path,
+def _panels(frame: Frame, prediction: np.ndarray) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Title -> train ids `[N]`, and the mask `[N]` of points to colour: those with a label, all if there are none."""
+    if frame.labels is None:
+        return {"prediction": prediction}, np.ones(len(prediction), bool)
+    return {"prediction": prediction, "ground truth": frame.labels}, frame.labels > 0
+
+
+def _class_legend(
+    figure: Figure, panels: dict[str, np.ndarray], known: np.ndarray, classes: tuple[str, ...], colours
 ) -> None:
-    """Prediction next to ground truth from above.
+    """Names of the classes that occur, beside the axes."""
+    occurring = [i for i in np.unique(np.concatenate([ids[known] for ids in panels.values()])) if i]
+    handles = [Patch(color=colours[i] / 255, label=classes[i]) for i in occurring]
+    figure.legend(handles=handles, loc="outside right center", frameon=False, fontsize=9)
+
+
+def birds_eye(frame: Frame, prediction: np.ndarray, classes: tuple[str, ...], colours: np.ndarray, path: Path) -> None:
+    """Prediction next to ground truth, where there is one, from above.
 
     Args:
-        points: `[N, 3+]` metres, lidar frame.
-        prediction, labels: `[N]` train ids; points without a label (0) are grey.
+        frame: points and labels; points without a label (0) are grey.
+        prediction: `[N]` train ids.
         classes, colours: names and RGB uint8 `[K, 3]` by train id.
         path: PNG to write.
     """
-    order = np.argsort(points[:, 2])  # what is higher hides what is lower
-    points, prediction, labels = points[order], prediction[order], labels[order]
-    known = labels > 0
-    with _figure(path, 1, 2, (12.5, 5.6)) as axes:
-        for axis, ids, title in zip(axes[0], (prediction, labels), ("prediction", "ground truth"), strict=True):
+    panels, known = _panels(frame, prediction)
+    order = np.argsort(frame.points[:, 2])  # what is higher hides what is lower
+    points, seen = frame.points[order], known[order]
+    with _figure(path, 1, len(panels), (6.25 * len(panels), 5.6)) as axes:
+        for axis, (title, ids) in zip(axes[0], panels.items(), strict=True):
             _ground(axis, title)
-            axis.scatter(*points[~known, :2].T, s=0.6, c="#3a3f46", linewidths=0)
-            axis.scatter(*points[known, :2].T, s=3, c=colours[ids[known]] / 255, linewidths=0)
-        occurring = [i for i in np.unique(np.concatenate((prediction[known], labels[known]))) if i]
-        axes[0, 1].legend(
-            handles=[Patch(color=colours[i] / 255, label=classes[i]) for i in occurring],
-            loc="center left",
-            bbox_to_anchor=(1.01, 0.5),
-            frameon=False,
-            fontsize=9,
-        )
+            axis.scatter(*points[~seen, :2].T, s=0.6, c="#3a3f46", linewidths=0)
+            axis.scatter(*points[seen, :2].T, s=3, c=colours[ids[order][seen]] / 255, linewidths=0)
+        _class_legend(axes[0, 0].figure, panels, known, classes, colours)
+
+
+def camera_classes(
+    frame: Frame, prediction: np.ndarray, classes: tuple[str, ...], colours: np.ndarray, path: Path
+) -> None:
+    """Prediction above ground truth, where there is one, in the first camera; arguments as those of `birds_eye`.
+
+    Points without a label are left out.
+    """
+    panels, known = _panels(frame, prediction)
+    view, pairs = frame.cameras[0], frame.pairs.select(frame.pairs.camera == 0)
+    pairs = pairs.select(known[pairs.point])
+    pairs = pairs.select(np.argsort(-np.linalg.norm(frame.points[pairs.point, :3], axis=1)))  # near hides far
+    grey = np.repeat(view.image.mean(2, keepdims=True), 3, 2) / 255 * 0.5
+    height = 7 * view.image.shape[0] / view.image.shape[1] + 0.35
+    seen = np.zeros_like(known)
+    seen[pairs.point] = True
+    with _figure(path, len(panels), 1, (9, height * len(panels))) as axes:
+        for axis, (title, ids) in zip(axes[:, 0], panels.items(), strict=True):
+            _image(axis, grey, f"{view.name}: {title}")
+            colour = colours[ids[pairs.point]] / 255
+            axis.scatter(pairs.column, pairs.row, c=colour, s=_dot(len(pairs)), linewidths=0)
+        _class_legend(axes[0, 0].figure, panels, seen, classes, colours)
+
+
+def sweep(lines: dict[str, dict[float, tuple[float, float]]], path: Path) -> None:
+    """Annotation efficiency: mIoU over the share of labels, logarithmic; published lines are dashed.
+
+    Args:
+        lines: name -> per cent of the labels -> (mIoU, standard deviation or nan), both in 0..1; a name that starts
+            with "published" is dashed.
+        path: PNG to write.
+    """
+    with _figure(path, 1, 1, (6.5, 4.2)) as axes:
+        axis = axes[0, 0]
+        for name, line in lines.items():
+            style = {"ls": "--", "alpha": 0.6} if name.startswith("published") else {"capsize": 3}
+            miou, deviation = 100 * np.array(list(line.values())).T
+            axis.errorbar(list(line), miou, deviation, marker="o", ms=4, label=name, **style)
+        ticks = sorted({pct for line in lines.values() for pct in line})
+        axis.set(xscale="log", xlabel="labels of the training split (%)", ylabel="mIoU (%)")
+        axis.set_xticks(ticks, [f"{pct:g}" for pct in ticks])
+        axis.minorticks_off()
+        axis.grid(alpha=0.3)
+        axis.legend(frameon=False)
+        axis.spines[["top", "right"]].set_visible(False)
 
 
 def bar_chart(columns: dict[str, dict], classes: tuple[str, ...], path: Path) -> None:

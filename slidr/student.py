@@ -75,13 +75,16 @@ class Student(nn.Module):
         return self.network.backbone(x), v
 
 
-def save_student(path: Path, student: Student, stage: str, classes: tuple[str, ...] = ()) -> None:
-    """Write `model.pt`: weights, spec, the stage that made it and (segmentation) the class names."""
+def save_student(
+    path: Path, student: Student, stage: str, classes: tuple[str, ...] = (), task: dict | None = None
+) -> None:
+    """Write `model.pt`: weights, spec, the stage that made it and (segmentation) the class names and the task."""
     content = {
         "format": 1,
         "stage": stage,
         "spec": student.spec.model_dump(mode="json"),
         "classes": list(classes),
+        "task": task,
         "weights": _weights(student),
     }
     with atomic_write(path) as temporary:
@@ -112,9 +115,9 @@ def load_weights(student: Student, content: dict, path: Path, with_head: bool) -
     mine, theirs = student.spec.model_dump(), StudentSpec(**content["spec"]).model_dump()
     for name, value in mine.items():
         if value != theirs[name]:
+            remedy = f"drop --{name} or choose" if name in SPEC_KEYS else "choose"
             raise InputError(
-                f"{path} was trained with {name} {theirs[name]}, this run has {value}; "
-                f"drop --{name} or choose other --weights."
+                f"{path} was trained with {name} {theirs[name]}, this run has {value}; {remedy} other --weights."
             )
     weights, own = content["weights"], _weights(student)
     if not with_head:

@@ -6,7 +6,7 @@ from datetime import datetime
 
 from data.disk import atomic_write
 from slidr import config, pictures
-from slidr.downstream import score_table
+from slidr.report import score_table
 from slidr.stages import linprobe, pretrain, superpixels
 
 

@@ -92,3 +92,15 @@ def test_help_names_every_key_with_its_default():
         assert f"--{name} " in text
     assert "0.07" in text and "float32 | bf16" in text
     assert yaml.safe_load(config.to_yaml(config.Synth()))["azimuths"] == 512
+
+
+def test_a_switch_needs_no_value():
+    assert config.load(config.Fewshot, ["--compare", "--pct=2"]).compare is True
+    assert config.load(config.Fewshot, ["--compare", "false", "--augment"]).compare is False
+    with pytest.raises(InputError, match="`--pct` lacks its value"):
+        config.load(config.Fewshot, ["--compare", "--pct"])
+
+
+@pytest.mark.parametrize(("words", "wanted"), [("1,5,10", (1, 5, 10)), ("0.5", (0.5,)), ("[1, 2.5]", (1, 2.5))])
+def test_a_sweep_is_written_as_a_list(words, wanted):
+    assert config.load(config.Fewshot, [f"--sweep={words}"]).sweep == wanted

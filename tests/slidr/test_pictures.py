@@ -119,26 +119,65 @@ def test_curves_of_a_run_without_scores(drawn):
     assert len(axes) == 1 and len(axes[0].lines) == 1
 
 
+POINTS = np.array([[1, 2, 5, 0], [3, 4, 0, 0], [5, 6, -1, 0], [7, 8, 1, 0]], np.float32)
+PREDICTION, LABELS = np.array([1, 2, 2, 3]), np.array([1, 0, 1, 2])  # the second point has no label
+
+
+def assert_legend(axis, names, colours) -> None:
+    (legend,) = axis.figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == names
+    assert [to_rgb(patch.get_facecolor()) for patch in legend.get_patches()] == colours
+
+
 def test_birds_eye(drawn):
-    points = np.array([[1, 2, 5], [3, 4, 0], [5, 6, -1], [7, 8, 1]], np.float32)
-    prediction, labels = np.array([1, 2, 2, 3]), np.array([1, 0, 1, 2])  # the second has no label
-    axes = drawn(pictures.birds_eye, points, prediction, labels, CLASSES, COLOURS)
+    axes = drawn(pictures.birds_eye, Frame("f", POINTS, LABELS), PREDICTION, CLASSES, COLOURS)
     assert titles(axes) == ["prediction", "ground truth"]
-    for axis, ids in zip(axes, (prediction, labels), strict=True):
+    for axis, ids in zip(axes, (PREDICTION, LABELS), strict=True):
         grey, known = axis.collections
-        np.testing.assert_array_equal(grey.get_offsets(), points[[1], :2])
-        np.testing.assert_array_equal(known.get_offsets(), points[[2, 3, 0], :2])  # the highest last
+        np.testing.assert_array_equal(grey.get_offsets(), POINTS[[1], :2])
+        np.testing.assert_array_equal(known.get_offsets(), POINTS[[2, 3, 0], :2])  # the highest last
         np.testing.assert_allclose(known.get_facecolors()[:, :3], COLOURS[ids[[2, 3, 0]]] / 255)
-    legend = axes[1].get_legend()
-    assert [text.get_text() for text in legend.get_texts()] == ["car", "road", "tree"]
-    assert [to_rgb(patch.get_facecolor()) for patch in legend.get_patches()] == [(1, 0, 0), (0, 0, 1), (0, 1, 0)]
+    assert_legend(axes[1], ["car", "road", "tree"], [(1, 0, 0), (0, 0, 1), (0, 1, 0)])
 
 
 @pytest.mark.parametrize("points", [0, 3])
-def test_birds_eye_without_labels(drawn, points):
+def test_birds_eye_of_unlabelled_points(drawn, points):
     none = np.zeros(points, int)
-    axes = drawn(pictures.birds_eye, np.ones((points, 4), np.float32), none, none, CLASSES, COLOURS)
+    axes = drawn(pictures.birds_eye, Frame("f", np.ones((points, 4), np.float32), none), none, CLASSES, COLOURS)
     assert len(axes[0].collections[0].get_offsets()) == points and len(axes[0].collections[1].get_offsets()) == 0
+
+
+def test_birds_eye_of_a_split_without_labels(drawn):
+    (axis,) = drawn(pictures.birds_eye, Frame("f", POINTS), PREDICTION, CLASSES, COLOURS)
+    assert axis.get_title(loc="left") == "prediction" and len(axis.collections[1].get_offsets()) == 4
+
+
+def test_camera_classes(drawn):
+    view = CameraView("CAM_FRONT", "t", np.full((90, 160, 3), 100, np.uint8))
+    pairs = Pairs(
+        np.array([0, 1, 2, 3]), np.array([0, 0, 0, 1]), np.array([10, 20, 30, 40]), np.array([50, 60, 70, 80])
+    )
+    frame = Frame("f", POINTS, LABELS, [view, view], pairs)
+    axes = drawn(pictures.camera_classes, frame, PREDICTION, CLASSES, COLOURS)
+    assert titles(axes) == ["CAM_FRONT: prediction", "CAM_FRONT: ground truth"]
+    for axis, ids in zip(axes, (PREDICTION, LABELS), strict=True):
+        (dots,) = axis.collections  # point 1 has no label, point 3 is another camera's
+        np.testing.assert_array_equal(dots.get_offsets(), [[70, 30], [50, 10]])  # the nearest last
+        np.testing.assert_allclose(dots.get_facecolors()[:, :3], COLOURS[ids[[2, 0]]] / 255)
+    assert_legend(axes[0], ["car", "road"], [(1, 0, 0), (0, 0, 1)])
+
+
+def test_sweep(drawn):
+    nan = float("nan")
+    lines = {"random": {1: (0.1, 0.02), 10: (0.3, nan)}, "published: SLidR": {1: (0.39, nan), 100: (0.746, nan)}}
+    (axis,) = drawn(pictures.sweep, lines)
+    ours, published = axis.containers
+    np.testing.assert_allclose(ours.lines[0].get_xydata(), [[1, 10], [10, 30]])
+    np.testing.assert_allclose(published.lines[0].get_xydata(), [[1, 39], [100, 74.6]])
+    (bars,) = ours.lines[2]
+    np.testing.assert_allclose(bars.get_segments()[0], [[1, 8], [1, 12]])
+    assert (ours.lines[0].get_linestyle(), published.lines[0].get_linestyle()) == ("-", "--")
+    assert axis.get_xscale() == "log" and [t.get_text() for t in axis.get_xticklabels()] == ["1", "10", "100"]
 
 
 def test_bar_chart(drawn):

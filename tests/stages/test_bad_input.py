@@ -122,6 +122,50 @@ def test_weights_of_another_architecture(command):
     assert not Path("output/linprobe").exists()
 
 
+def test_weights_of_another_grid_or_input_feature(command):
+    assert command(*PRETRAIN)[0] == 0
+    path = Path("output/pretrain/run/model.pt")
+    for words in (["linprobe"], ["fewshot", "--pct=100"]):
+        words = [*words, "--root=world", f"--weights={path}", "--workers=0"]
+        sentence = command.refused(*words, "--grid=cartesian")
+        assert "grid cylindrical" in sentence and "cartesian" in sentence
+        assert "width 0.25" in command.refused(*words, "--width=0.5") and "0.5" in command.refused(
+            *words, "--width=0.5"
+        )
+    content = torch.load(path, weights_only=True)
+    content["spec"]["input_feature"] = "intensity and height"
+    torch.save(content, "other.pt")
+    sentence = command.refused("linprobe", "--root=world", "--weights=other.pt", "--workers=0")
+    assert "input_feature intensity and height" in sentence and "this run has intensity" in sentence
+    assert not Path("output/linprobe").exists()
+
+
+@pytest.mark.parametrize(("pct", "named"), [(0, "0"), (101, "101"), (-1, "-1"), (".nan", "nan"), ("many", "'many'")])
+def test_a_share_that_is_none(command, pct, named):
+    assert f"`pct` cannot be {named}: " in command.refused("fewshot", f"--pct={pct}")
+    assert "`sweep` cannot be" in command.refused("fewshot", f"--sweep=1,{pct}")
+    assert not Path("output").exists()
+
+
+def test_labels_outside_the_table(command):
+    path = SEQUENCE / "labels/000000.label"
+    labels = np.fromfile(path, np.uint32)
+    labels[3] = 77
+    labels.tofile(path)
+    sentence = command.refused(*FEWSHOT)
+    assert "000000.label" in sentence and "label 77" in sentence
+    nothing_half_written()
+
+
+def test_a_subset_that_is_empty_or_unknown(command):
+    Path("empty.txt").write_text("# nothing\n")
+    assert "empty.txt names no frame" in command.refused(*FEWSHOT, "--subset=empty.txt")
+    Path("other.txt").write_text("99_000000\n")
+    assert "`99_000000`" in command.refused(*FEWSHOT, "--subset=other.txt")
+    assert "`subset` cannot be 'scans'" in command.refused(*FEWSHOT, "--subset=scans")
+    assert not Path("output").exists()
+
+
 def test_weights_that_are_no_checkpoint(command):
     Path("noise.pt").write_bytes(os.urandom(100))
     assert "noise.pt" in command.refused("linprobe", "--root=world", "--weights=noise.pt")
@@ -137,7 +181,13 @@ def test_probing_without_a_pretraining(command):
 def test_a_network_of_another_data_sets_classes(command):
     assert command(*FEWSHOT)[0] == 0
     words = ["evaluate", "--root=world", "--weights=output/fewshot/run/model.pt"]
-    assert "classes" in command.refused(*words)
+    sentence = command.refused(*words)
+    assert "20 classes" in sentence and "has 17" in sentence
+    content = torch.load("output/fewshot/run/model.pt", weights_only=True)
+    content["classes"] = content["classes"][:-1]
+    torch.save(content, "fewer.pt")
+    sentence = command.refused("evaluate", *KITTI[:2], "--weights=fewer.pt")
+    assert "19 classes" in sentence and "has 20" in sentence
 
 
 def test_a_read_only_output_folder(command):

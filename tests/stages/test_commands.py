@@ -58,7 +58,7 @@ def test_pretrain_probe_finetune_evaluate_show(command):
         "--name=ft",
     )
     assert code == 0, err
-    assert len(Path("output/fewshot/ft/frames.txt").read_text().split()) == 1
+    assert len(Path("output/fewshot/ft/subset.txt").read_text().splitlines()) == 2  # the remark and one frame
     assert yaml.safe_load(Path("output/fewshot/ft/config.yaml").read_text())["lr_head"] == 2.0
 
     score = Path("output/fewshot/ft/report.md").read_text().split("**mIoU** | ")[1].split()[0]

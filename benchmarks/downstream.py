@@ -1,0 +1,157 @@
+"""What does a downstream step cost? Fine-tuning, probing and validation on frames of a real data set.
+
+    python -m benchmarks.downstream --kitti FOLDER --nuscenes FOLDER [--batch 1] [--steps 4] [--threads 1]
+
+Runs the published network (Res16UNet34C, 0.1 m voxels) on each data set in a process of its own: seconds a step or
+frame, the share of it spent waiting for the loader (its first batch left out), and peak memory. Prints a table and
+writes a JSON row under benchmarks/results/.
+"""
+
+import argparse
+import datetime
+import json
+import multiprocessing
+import platform
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import ProcessPoolExecutor
+from itertools import islice
+from pathlib import Path
+
+import torch
+
+from data.disk import InputError, atomic_write
+from data.frame import Batch
+from slidr import config
+from slidr.downstream import infer, open_labelled, segmentation_loader, starting_student
+from slidr.segmentation import predict, segmentation_loss
+from slidr.stages import fewshot, linprobe
+from slidr.training import prepare, sgd
+
+
+def timed(batches: Iterable[Batch], work: Callable[[Batch], object], steps: int, device: torch.device) -> dict:
+    """Seconds a step, the share of waiting for data, and the process's peak memory so far in GiB (CUDA: of this work).
+
+    One step more is run, and not counted: it starts the loader's processes and warms the caches.
+    """
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    waited = computed = 0.0
+    before = time.perf_counter()
+    for i, batch in enumerate(islice(batches, steps + 1)):
+        ready = time.perf_counter()
+        work(batch.to(device))
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        after = time.perf_counter()
+        if i:
+            waited, computed = waited + ready - before, computed + after - ready
+        before = after
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts KiB
+    if device.type == "cuda":
+        peak = torch.cuda.max_memory_allocated(device)
+    return {
+        "seconds": round((waited + computed) / steps, 3),
+        "waiting": round(waited / (waited + computed), 4),
+        "peak_gib": round(peak / 2**30, 2),
+    }
+
+
+def forever(loader) -> Iterable[Batch]:
+    """The loader's batches, epoch after epoch: the real frames are few."""
+    epoch = 0
+    while True:
+        loader.set_epoch(epoch)
+        yield from loader
+        epoch += 1
+
+
+def measure(dataset: str, root: str, split: str, options: argparse.Namespace) -> dict:
+    """Voxels and points a frame, and `timed` of validation, probing and fine-tuning: the leanest comes first."""
+    values = {"dataset": dataset, "root": root, "weights": "random", "device": options.device, "workers": 1}
+    settings = fewshot.published(config.validate(config.Fewshot, values | {"threads": options.threads}))
+    device = prepare(settings)
+    reader = open_labelled(settings, split)
+    student = starting_student(settings, len(reader.classes)).to(device)
+    sizes = []
+
+    def validation_frame(batch: Batch) -> None:
+        ((_, logits, inverse),) = infer(student, [batch], device)
+        predict(logits)[inverse].cpu()
+        sizes.append((len(logits), len(inverse)))
+
+    def probing_step(batch: Batch) -> None:
+        features, labels, _ = linprobe.frozen_features(student, batch)
+        step(probing, segmentation_loss(linprobe.head_logits(student, features), labels))
+
+    def fine_tuning_step(batch: Batch) -> None:
+        logits, voxels = student(batch)
+        step(fine_tuning, segmentation_loss(logits, batch.labels[voxels.first]))
+
+    def step(optimizer: torch.optim.Optimizer, loss: torch.Tensor) -> None:
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+
+    probing = sgd(settings, linprobe.parameter_groups(student, settings))
+    fine_tuning = sgd(settings, fewshot.parameter_groups(student, settings))
+    val_loader = segmentation_loader(settings, reader, batch=1, augment=False, shuffle=False)
+    loader = segmentation_loader(settings, reader, options.batch, augment=True, shuffle=True)
+    result = {"validation_frame": timed(forever(val_loader), validation_frame, options.steps, device)}
+    result["probing_step"] = timed(forever(loader), probing_step, options.steps, device)
+    student.train()
+    result["fine_tuning_step"] = timed(forever(loader), fine_tuning_step, options.steps, device)
+    voxels, points = (round(sum(column) / len(sizes)) for column in zip(*sizes, strict=True))
+    return {"voxels": voxels, "points": points, **result}
+
+
+def main() -> None:
+    """Measure, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kitti", help="folder of SemanticKITTI; its validation sequence is read")
+    parser.add_argument("--nuscenes", help="folder of nuScenes; all scenes of its tables are read")
+    parser.add_argument("--batch", type=int, default=1, help="frames a training step (published: 10 and 16)")
+    parser.add_argument("--steps", type=int, default=4, help="steps and frames counted")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", default="auto")
+    options = parser.parse_args()
+    sets = {"kitti": (options.kitti, "val"), "nuscenes": (options.nuscenes, "all")}
+    row = {
+        "benchmark": "downstream",
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "processor": platform.processor() or platform.machine(),
+        "device": torch.cuda.get_device_name() if options.device != "cpu" and torch.cuda.is_available() else "cpu",
+        "threads": options.threads,
+        "batch": options.batch,
+        "steps": options.steps,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "sets": {},
+    }
+    print(f"Res16UNet34C on {row['device']} ({row['processor']}, {options.threads} thread(s)), batch {options.batch}\n")
+    print("| data set | voxels a frame | what | seconds | waiting for data | peak memory (GiB) |\n|" + "---|" * 6)
+    for dataset, (root, split) in sets.items():
+        if root is None:
+            continue
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:  # its own peak memory
+            try:
+                r = row["sets"][dataset] = pool.submit(measure, dataset, root, split, options).result()
+            except InputError as error:
+                sys.exit(f"downstream.py: {error}")
+        for what in ("validation_frame", "probing_step", "fine_tuning_step"):
+            t = r[what]
+            print(
+                f"| {dataset} | {r['voxels']:,} | {what.replace('_', ' ')} | {t['seconds']:.2f} | "
+                f"{t['waiting']:.1%} | {t['peak_gib']:.2f} |",
+                flush=True,
+            )
+    path = Path("benchmarks/results/downstream.json")
+    with atomic_write(path) as temporary:
+        temporary.write_text(json.dumps(row, indent=1) + "\n")
+    print(f"\nwritten: {path}")
+
+
+if __name__ == "__main__":
+    main()

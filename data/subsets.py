@@ -1,0 +1,61 @@
+"""A share of a split's labels: every n-th scene or frame, a seeded draw, or a list that somebody published."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+
+from data.disk import InputError, atomic_write, read_text
+from data.frame import Reader
+from data.loading import Selection, select
+
+
+def every_nth(items: int, pct: float) -> list[int]:
+    """Indices of `pct` per cent of `items`, evenly from the first on: 1 % takes every 100th (published code)."""
+    return [math.floor(k * 100 / pct) for k in range(math.ceil(items * pct / 100 - 1e-9))]
+
+
+def choose_subset(reader: Reader, pct: float, subset: str, seed: int | None = None) -> Selection:
+    """The reader restricted to a subset of its frames, in the reader's order.
+
+    Args:
+        reader: a whole split.
+        pct: per cent of the scenes or frames, 0 < pct <= 100.
+        subset: "scenes", "frames", or the path of a list as `write_subset` writes it; then `pct` plays no part.
+        seed: None = every n-th; else as many drawn by this seed, those of 1 % being among those of 10 %.
+
+    Raises InputError if nothing is left, or if the list names what the reader does not have.
+    """
+    if subset not in ("scenes", "frames"):
+        return select(reader, _listed(reader, Path(subset)))
+    items = list(dict.fromkeys(reader.scenes)) if subset == "scenes" else reader.ids
+    chosen = every_nth(len(items), pct)
+    if seed is not None:
+        chosen = np.random.default_rng(seed).permutation(len(items))[: len(chosen)]
+    kept = {items[i] for i in chosen}
+    rows = [i for i, name in enumerate(reader.scenes if subset == "scenes" else reader.ids) if name in kept]
+    if not rows:
+        raise InputError(f"{pct:g} % of the {subset} of {reader.name} leave no frame; raise --pct.")
+    return select(reader, rows)
+
+
+def _listed(reader: Reader, path: Path) -> list[int]:
+    """Rows of the frames in a list."""
+    if not path.is_file():
+        raise InputError(f"`subset` cannot be '{path}': it is scenes, frames, or a file with a frame id a line.")
+    lines = (line.strip() for line in read_text(path).splitlines())
+    wanted = {line for line in lines if line and not line.startswith("#")}
+    if not wanted:
+        raise InputError(f"{path} names no frame; write one frame id a line.")
+    if strange := sorted(wanted - set(reader.ids)):
+        raise InputError(
+            f"{path} names {len(strange)} frames that this split of {reader.name} does not have, the first is "
+            f"`{strange[0]}`; choose the list's own data set and split."
+        )
+    return [i for i, name in enumerate(reader.ids) if name in wanted]
+
+
+def write_subset(path: Path, reader: Reader, remark: str) -> None:
+    """Write the reader's frame ids, one a line under a comment, so that `choose_subset` finds them again."""
+    with atomic_write(path) as temporary:
+        temporary.write_text("\n".join([f"# {remark}", *reader.ids]) + "\n")

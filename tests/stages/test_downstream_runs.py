@@ -1,0 +1,164 @@
+"""Seeds, sweeps, subsets, comparison and submissions, as a user runs them on the tiny world."""
+
+import csv
+import json
+import shutil
+import statistics
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+STUDENT = ["--architecture=res16unet14c", "--width=0.25"]
+KITTI = ["--dataset=kitti", "--root=world/kitti", "--workers=0", "--weights=random", *STUDENT]
+FEWSHOT = ["fewshot", *KITTI, "--epochs=1", "--batch=2", "--pictures=0"]
+RUNS = Path("output/fewshot")
+
+
+def miou(folder: Path) -> float:
+    return json.loads((folder / "scores.json").read_text())["miou"]
+
+
+def test_published_rows_stand_beside_ours_unless_told_not_to(command):
+    code, out, err = command(*FEWSHOT, "--pct=1", "--compare", "--name=with", "--pictures=1")
+    assert code == 0, err
+    assert "| class | ours: random | SLidR | PPKT† | PointContrast† | DepthContrast† | random |" in out
+    row = next(line for line in out.splitlines() if line.startswith("| **mIoU**"))
+    assert row == f"| **mIoU** | {100 * miou(RUNS / 'with'):.1f} | 44.6 | 43.9 | 41.1 | 41.5 | 39.5 |"
+    for name in ("scores.csv", "classes.png", "birds_eye_0.png", "camera_0.png", "report.md"):
+        assert (RUNS / "with" / name).stat().st_size > 0
+    table = {line["class"]: line for line in csv.DictReader((RUNS / "with/scores.csv").open())}
+    assert table["person"]["SLidR"] == "36.000" and len(table) == 21
+    for words in (["--compare=false"], ["--pct=2"], ["--val_split=train"]):  # the latter two have no published row
+        code, out, err = command(*FEWSHOT, *words, f"--name=x{words[0]}")
+        assert code == 0, err
+        assert "SLidR" not in out and "| class | random |" in out
+    code, out, err = command("evaluate", "--weights", RUNS / "with/model.pt", *KITTI[:3], "--name=e", "--pictures=0")
+    assert code == 0, err
+    assert row in out  # model.pt knows what it was trained for
+
+
+def test_images_are_not_needed(command):
+    for path in Path("world/kitti").rglob("*.png"):
+        path.unlink()
+    code, out, err = command(*FEWSHOT, "--pct=100", "--pictures=1", "--name=run")
+    assert code == 0, err
+    assert "no camera view of 08_000000" in out
+    assert (RUNS / "run/birds_eye_0.png").exists() and not (RUNS / "run/camera_0.png").exists()
+
+
+def test_several_seeds(command):
+    words = ["linprobe", *KITTI, "--epochs=2", "--batch=2", "--seeds=3", "--seed=4", "--name=s", "--pictures=0"]
+    code, out, err = command(*words)
+    assert code == 0, err
+    folder = Path("output/linprobe")
+    scores = [100 * miou(folder / f"s-seed{seed}") for seed in (4, 5, 6)]
+    assert len(set(scores)) > 1
+    summary = f"mIoU {statistics.mean(scores):.1f} ± {statistics.stdev(scores):.1f} %"
+    assert summary in out and f"{scores[1]:.1f} (seed 5)" in (folder / "s/report.md").read_text()
+    table = {line["class"]: line for line in csv.DictReader((folder / "s/scores.csv").open())}
+    assert float(table["mIoU"]["mean of 3 seeds"]) == pytest.approx(statistics.mean(scores), abs=1e-3)
+    assert float(table["mIoU"]["mean of 3 seeds (std)"]) == pytest.approx(statistics.stdev(scores), abs=1e-3)
+
+    written = [(folder / f"s-seed{seed}/model.pt").stat().st_mtime_ns for seed in (4, 5, 6)]
+    code, again, _ = command(*words)
+    assert code == 0 and again.count("is finished and used as it is") == 3 and summary in again
+    assert written == [(folder / f"s-seed{seed}/model.pt").stat().st_mtime_ns for seed in (4, 5, 6)]
+    assert "s-seed4 holds a run of other settings" in command.refused(*words, "--lr=0.1")
+
+
+def test_a_sweep_goes_on_where_it_was_cut_off(command):
+    pretrained = ["pretrain", "--root=world", "--name=p", *STUDENT, "--crop=[40, 64]", "--segments=20", "--epochs=1"]
+    assert command(*pretrained, "--min_pairs=10", "--batch=2", "--workers=0")[0] == 0
+    words = [w for w in FEWSHOT if w not in ("--weights=random", *STUDENT)] + ["--sweep=50,100"]
+    code, out, err = command(*words)
+    assert code == 0, err
+    points = [f"kitti-sweep-{start}-{pct}pct-seed0" for pct in (50, 100) for start in ("pretrained", "random")]
+    assert sorted(p.name for p in RUNS.iterdir()) == sorted(["kitti-sweep", *points])
+    table = list(csv.reader((RUNS / "kitti-sweep/sweep.csv").open()))
+    ours = {p: f"{100 * miou(RUNS / p):.3f}" for p in points}
+    assert table[0] == ["network", "labels (%)", "mIoU", "std"]
+    assert table[1:] == [
+        [s, pct, ours[f"kitti-sweep-{s}-{pct}pct-seed0"], ""] for s in ("pretrained", "random") for pct in ("50", "100")
+    ]
+    row = f"| 100 | {float(ours[points[2]]):.1f} | {float(ours[points[3]]):.1f} |"
+    assert row in (RUNS / "kitti-sweep/report.md").read_text() and row in out
+    assert (RUNS / "kitti-sweep/sweep.png").stat().st_size > 0
+    configs = [yaml.safe_load((RUNS / name / "config.yaml").read_text()) for name in points]
+    assert [c["lr_head"] for c in configs] == [2.0, 0.05, 2.0, 0.05] and configs[0]["pct"] == 50
+    assert configs[0]["weights"] == "output/pretrain/p/model.pt"
+    assert {(c["width"], c["architecture"]) for c in configs} == {(0.25, "res16unet14c")}  # the random start's, too
+
+    for name in points[2:]:
+        (RUNS / name / "report.md").unlink()  # as if cut off
+    times = [(RUNS / name / "config.yaml").stat().st_mtime_ns for name in points]
+    code, again, err = command(*words)
+    assert code == 0, err
+    assert again.count("is finished and used as it is") == 2 and again.count("was cut off and starts again") == 2
+    new = [(RUNS / name / "config.yaml").stat().st_mtime_ns for name in points]
+    assert [a == b for a, b in zip(times, new, strict=True)] == [True, True, False, False]
+    assert list(csv.reader((RUNS / "kitti-sweep/sweep.csv").open())) == table  # same seed, same result
+    assert "this run has 0.5" in command.refused(*words, "--name=other", "--width=0.5")
+    assert "drop the list" in command.refused(*words, "--subset=list.txt")
+
+
+def test_a_subset_is_written_and_loaded_again(command):
+    words = [*FEWSHOT, "--pct=50", "--epochs=2"]
+    for name, more in (("a", ["--subset_seed=1"]), ("b", [f"--subset={RUNS / 'a/subset.txt'}"])):
+        code, _, err = command(*words, *more, f"--name={name}")
+        assert code == 0, err
+    a, b = ((RUNS / name / "subset.txt").read_text().splitlines() for name in "ab")
+    assert "50 % of the frames, drawn by seed 1" in a[0] and "a/subset.txt" in b[0] and len(a) == 2 and a[1:] == b[1:]
+    a, b = (torch.load(RUNS / name / "model.pt", weights_only=True)["weights"] for name in "ab")
+    assert all(torch.equal(a[key], b[key]) for key in a)
+    words = ["evaluate", *KITTI[:3], "--weights", RUNS / "a/model.pt", "--split=train", "--pictures=0"]
+    code, out, err = command(*words, "--subset", RUNS / "a/subset.txt", "--name=seen")
+    assert code == 0, err
+    assert "1 frames to evaluate on" in out  # the frame it was trained on
+    assert "whole split" in command.refused(*words, "--subset", RUNS / "a/subset.txt", "--submission=out")
+
+
+def test_a_submission_of_all_of_kittis_test_sequences(command):
+    assert command(*FEWSHOT, "--pct=100", "--name=run")[0] == 0
+    sequences = Path("world/kitti/dataset/sequences")
+    test = [f"{n:02d}" for n in range(11, 22)]
+    for name in test:
+        shutil.copytree(sequences / "08", sequences / name, ignore=shutil.ignore_patterns("labels"))
+    words = ["evaluate", "--dataset=kitti", "--root=world/kitti", "--split=test", "--workers=0", "--name=test"]
+    assert "--submission FOLDER" in command.refused(*words)
+    code, out, err = command(*words, "--submission=out")
+    assert code == 0, err
+    assert "11 scans in out" in out and "21 has 1 of 2721" in out and "no labels, hence no scores" in out
+    files = sorted(p.relative_to("out").as_posix() for p in Path("out").rglob("*") if p.is_file())
+    assert files == [f"sequences/{name}/predictions/000000.label" for name in test]
+    raw = np.fromfile("out/sequences/21/predictions/000000.label", "<u4")
+    assert len(raw) == len(np.fromfile(sequences / "21/velodyne/000000.bin", "<f4")) // 4
+    assert set(raw) <= {10, 11, 15, 18, 20, 30, 31, 32, 40, 44, 48, 49, 50, 51, 70, 71, 72, 80, 81}
+    assert (Path("output/evaluate/test") / "birds_eye_0.png").exists()
+    shutil.rmtree(sequences / "21")
+    sentence = command.refused(*words, "--submission=again")
+    assert "1 of its scenes are not there (21)" in sentence and not Path("again").exists()
+    assert not Path("output/evaluate/test2").exists()
+
+
+def test_a_submission_is_what_was_scored(command):
+    """On a split with labels: the files, read back by hand, give the very mIoU of the table."""
+    words = ["linprobe", "--root=world", "--weights=random", *STUDENT, "--epochs=1", "--workers=0", "--name=run"]
+    assert command(*words)[0] == 0
+    words = ["evaluate", "--root=world", "--workers=0", "--name=val", "--submission=out", "--pictures=0"]
+    assert command(*words, "--weights=output/linprobe/run/model.pt")[0] == 0
+    scores = json.loads(Path("output/evaluate/val/scores.json").read_text())
+    assert scores["miou"] == pytest.approx(miou(Path("output/linprobe/run")), rel=1e-9)
+    (tables,) = Path("world/nuscenes").glob("v1.0-*")
+    truth = {r["sample_data_token"]: r["filename"] for r in json.loads((tables / "lidarseg.json").read_text())}
+    coarse = {9: 1, 14: 2, 15: 3, 16: 3, 17: 4, 18: 5, 21: 6, 2: 7, 3: 7, 4: 7, 6: 7, 12: 8, 22: 9, 23: 10, 24: 11}
+    coarse |= {25: 12, 26: 13, 27: 14, 28: 15, 30: 16}
+    counts = np.zeros((17, 17), int)
+    files = list(Path("out/lidarseg/val").iterdir())
+    for file in files:
+        raw = np.fromfile(Path("world/nuscenes") / truth[file.name.removesuffix("_lidarseg.bin")], np.uint8)
+        labels = np.array([coarse.get(r, 0) for r in raw.tolist()])
+        np.add.at(counts, (labels, np.fromfile(file, np.uint8)), 1)
+    assert files and counts.sum() and np.array_equal(counts, scores["confusion"])
