@@ -11,7 +11,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from data.disk import InputError, read_image
-from slidr.teachers import TEACHERS, ImageHead, Teacher, load_teacher, weights
+from slidr.teachers import TEACHERS, Teacher, load_teacher, weights
 from slidr.teachers.resnet import BasicBlock, ResNet
 from slidr.teachers.vit import VisionTransformer
 from slidr.teachers.weights import Entry
@@ -229,10 +229,11 @@ def test_the_demo_teacher_is_cheap():
     assert counter.get_total_flops() < 1.5e9
 
 
-def test_the_head_gives_unit_vectors_at_every_pixel():
-    out = ImageHead(5, 7, 4)(torch.randn(2, 5, 8, 12))
-    assert out.shape == (2, 7, 32, 48)
-    assert torch.allclose(out.norm(dim=1), torch.ones(2, 32, 48), atol=1e-5)
+def test_a_resnet_keeps_its_strides_where_asked():
+    teacher = load_teacher("resnet_small", "random", dilated=False)
+    assert (teacher.stride, teacher(torch.rand(1, 3, 32, 48)).shape) == (8, (1, 64, 4, 6))
+    with pytest.raises(InputError, match="`dilated` cannot be false: `vit_small_16_dino` has no strides"):
+        load_teacher("vit_small_16_dino", "random", dilated=False)
 
 
 def test_a_crop_that_the_patch_does_not_divide():
