@@ -233,6 +233,10 @@ class Convert(BaseModel):
     source: Path = key(..., "checkpoint to read (either layout)")
     target: Path = key(..., "file to write")
     to: Literal["ours", "minkowski"] = key("ours", "layout to write")
+    architecture: Architecture = key("res16unet34c", "to ours: lidar network, which the published layout does not tell")
+    width: Positive = key(1.0, "to ours: channels as a share of the published ones")
+    grid: Literal["cylindrical", "cartesian"] = key("cylindrical", "to ours: axes of the voxels")
+    voxel_size: VoxelSize = key((0.1, 1.0, 0.1), "to ours: voxel edges")
 
 
 class Env(BaseModel):

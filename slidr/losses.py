@@ -19,6 +19,6 @@ def infonce(k: torch.Tensor, q: torch.Tensor, temperature: float) -> tuple[torch
     if len(k) == 0:
         return (k.sum() + q.sum()) * 0.0, 0.0
     with torch.autocast(k.device.type, enabled=False):  # bfloat16's three digits are too few at this temperature
-        logits = k @ q.T / temperature
+        logits = (k / temperature) @ q.T
     target = torch.arange(len(k), device=k.device)
     return F.cross_entropy(logits, target), float((logits.argmax(1) == target).float().mean())

@@ -16,6 +16,7 @@ BLOCKS = {
 }
 STRIDES = (1, 2, 4, 8, 16)  # tensor strides of the levels
 PREFIXES = ("module.", "model_points.", "model.", "encoder.", "trunk.2.")
+OTHERS = ("model_images.", "trunk.")  # beside it in raw checkpoints: the image network; DepthContrast's point network
 
 
 class ResidualBlock(nn.Module):
@@ -145,13 +146,16 @@ def to_minkowski(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 def from_minkowski(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """A public checkpoint's student in our layout; the inverse of `to_minkowski`.
 
-    Known prefixes are stripped. Raises InputError naming the key for keys that no such network has.
+    Known prefixes are stripped, networks beside it (OTHERS) and batch-norm counters left out. Raises InputError naming
+    the key for keys that no such network has.
     """
     ours = {}
     for name, value in weights.items():
         bare = name
         while prefix := next((p for p in PREFIXES if bare.startswith(p)), None):
             bare = bare[len(prefix) :]
+        if bare.startswith(OTHERS):
+            continue
         if not bare.startswith(("conv", "bn", "block", "final")) or not isinstance(value, torch.Tensor):
             raise InputError(f"`{name}` is no layer of a Res16UNet; is this the lidar network of a checkpoint?")
         if bare.endswith(".kernel"):

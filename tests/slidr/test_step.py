@@ -269,8 +269,8 @@ def teacher_features(golden):
 def step(request, golden, teacher_features) -> SimpleNamespace:
     """What one step of a recipe computes, `stored` beside it; PPKT's 4096 pairs are those that the original drew.
 
-    The forward passes before and after it (`first`, `second`; SLidR's in eval mode: `validation`), and by the original's keys `gradients`, batch-norm
-    `statistics` after the first pass, parameters `before` and `after`.
+    The forward passes before and after it (`first`, `second`; SLidR's in eval mode: `validation`), and by the
+    original's keys `gradients`, batch-norm `statistics` after the first pass, parameters `before` and `after`.
     """
     recipe, dtype = request.param
     stored, b = golden(f"C_{recipe}_f64"), golden("B_batch")
