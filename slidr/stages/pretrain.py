@@ -14,7 +14,7 @@ from slidr import pictures
 from slidr.config import Pretrain
 from slidr.losses import infonce
 from slidr.pooling import POOLING_BACKEND, pool_pairs, pool_superpixels
-from slidr.stages.show import draw_frame
+from slidr.stages.show import draw_similarity, read_frame
 from slidr.student import SPEC_KEYS, Student, StudentSpec, save_student
 from slidr.teachers import load_teacher
 from slidr.training import Run, autocast, fit, prepare, sgd
@@ -45,6 +45,8 @@ def run(settings: Pretrain) -> Path:
         )
         for reader, train in zip(readers, (True, False), strict=True)
     )
+
+    watched = read_frame(settings, readers[1], 0, 0)  # drawn again and again while the student learns
 
     # Networks: the student is trained, the teacher frozen, the 1x1 head on the teacher trained (section 3.1)
     teacher = load_teacher(settings.teacher, settings.teacher_weights, settings.weights_folder, settings.dilated)
@@ -79,6 +81,8 @@ def run(settings: Pretrain) -> Path:
         loss, accuracy = infonce(k, q, settings.temperature)
         return loss, {"pairs": len(pairs), "superpixels": len(k), "accuracy": accuracy}
 
+    similar = []  # pictures, one a validation
+
     @torch.no_grad()
     def validate() -> dict[str, float]:
         trained.eval()
@@ -87,13 +91,18 @@ def run(settings: Pretrain) -> Path:
             with autocast(settings, device):
                 losses.append(float(loss_of(batch.to(device))[0]))
         save_student(log.folder / "model.pt", student, "pretrain")
+        epoch = min(settings.validate_every * (len(similar) + 1), settings.epochs)
+        similar.append(f"similarity_epoch_{epoch:03d}.png")
+        draw_similarity(watched, 0, readers[1], student, log.folder / similar[-1])
         return {"val_loss": sum(losses) / len(losses)}
 
     optimizer = sgd(settings, [{"params": list(trained.parameters()), "lr": settings.lr}])
     fit(log, settings, loader, optimizer, loss_of, trained, validate)
 
     # What a person wants to see
-    drawn = draw_frame(settings, readers[1], 0, 0, log.folder, student.to("cpu"))
+    pictures.camera_overlay(watched, 0, log.folder / "camera.png")
+    draw_similarity(watched, 0, readers[1], student, log.folder / "similarity.png")
+    drawn = ["curves.png", "camera.png", "similarity.png", *similar[:-1]]
     pictures.curves(log.rows, log.folder / "curves.png")
     losses = [row["loss"] for row in log.rows if "loss" in row]
     log.finish(
@@ -102,7 +111,7 @@ def run(settings: Pretrain) -> Path:
         f"{next(row['val_loss'] for row in reversed(log.rows) if 'val_loss' in row):.3f}, "
         f"{time.monotonic() - began:.0f} s.\n\n"
         f"Again: `python run.py pretrain {log.folder / 'config.yaml'} --name NEW`\n\n"
-        + "\n".join(f"![{name}]({name})" for name in ["curves.png", *drawn])
+        + "\n".join(f"![{name}]({name})" for name in drawn if (log.folder / name).exists())
         + "\n"
     )
     print(

@@ -39,7 +39,7 @@ def test_pretrain_probe_finetune_evaluate_show(command):
         assert (folder / name).stat().st_size > 0
     assert list(folder.glob("events.out.tfevents*"))
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    assert rows[0]["loss"] > 0 and "val_loss" in rows[-1]
+    assert rows[0]["loss"] > 0 and rows[0]["superpixels"] > 0 and "val_loss" in rows[-1]
     assert yaml.safe_load((folder / "config.yaml").read_text())["width"] == 0.25
 
     code, out, err = command("linprobe", "--root=world", "--epochs=2", "--workers=0", "--name=probe")
@@ -78,6 +78,38 @@ def test_a_written_config_gives_the_same_run_again(command):
     assert command("pretrain", "output/pretrain/a/config.yaml", "--name=b")[0] == 0
     a, b = (torch.load(f"output/pretrain/{n}/model.pt", weights_only=True)["weights"] for n in "ab")
     assert all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_pretraining_draws_what_the_student_finds_similar_every_few_epochs(command):
+    code, _, err = command("pretrain", "--root=world", "--name=run", *SMALL, "--epochs=3", "--validate_every=2")
+    assert code == 0, err
+    pictures = sorted(path.name for path in Path("output/pretrain/run").glob("similarity*"))
+    assert pictures == ["similarity.png", "similarity_epoch_002.png", "similarity_epoch_003.png"]
+    assert "similarity_epoch_002.png" in Path("output/pretrain/run/report.md").read_text()
+
+
+def test_ppkt_is_a_configuration(command):
+    """No superpixel map is made; each step samples pairs; a strided teacher."""
+    words = ["--superpixels=none", "--dilated=false", "--sampled_pairs=50", "--name=ppkt"]
+    code, out, err = command("pretrain", "--root=world", *SMALL, *words)
+    assert code == 0, err
+    assert "none, 50 pairs a step" in out and not Path("superpixels").exists()
+    rows = [json.loads(line) for line in Path("output/pretrain/ppkt/metrics.jsonl").read_text().splitlines()]
+    assert rows[0]["pairs"] == rows[0]["superpixels"] == 50
+
+
+def test_the_momentum_inside_blocks_reaches_those_norms_alone(command):
+    """After one step from the same seed the stem has seen the same, blocks remember more of it."""
+    found = []
+    for momentum in (0.1, 0.9):
+        words = [f"--bn_momentum_blocks={momentum}", f"--name=momentum-{momentum}"]
+        code, _, err = command("pretrain", "--root=world", *SMALL, *words)
+        assert code == 0, err
+        found.append(torch.load(f"output/pretrain/momentum-{momentum}/model.pt", weights_only=True)["weights"])
+    low, high = found
+    assert torch.equal(low["bn0.bn.running_mean"], high["bn0.bn.running_mean"])
+    name = "block1.0.norm1.bn.running_mean"
+    assert torch.allclose(9 * low[name], high[name], rtol=1e-4) and low[name].abs().max() > 1e-4
 
 
 def test_pretraining_on_the_kitti_layout(command):
