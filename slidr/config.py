@@ -107,7 +107,7 @@ class WithSuperpixels(WithData):
 
     superpixels_folder: Path = key(Path("superpixels"), "folder of the maps: <data set>/superpixels_<kind>/<token>.png")
     superpixels: Literal["slic", "felzenszwalb", "none"] = key(
-        "slic", "kind of superpixels; none = every pixel its own"
+        "slic", "kind of superpixels; none = every point-pixel pair on its own (PPKT)"
     )
     segments: Count = key(150, "SLIC: superpixels asked for an image")
     compactness: Positive = key(6.0, "SLIC: weight of distance against colour")
@@ -145,22 +145,38 @@ class Pretrain(WithTraining, WithSuperpixels):
     voxel_size: VoxelSize = key(
         (0.1, 1.0, 0.1), "voxel edges: rho in m, phi in degrees, z in m (cartesian: x, y, z in m)"
     )
-    bn_momentum: Share = key(0.05, "batch-norm momentum of stem, strided, transposed and shortcut layers (blocks: 0.1)")
+    bn_momentum: Share = key(0.05, "batch-norm momentum of stem, strided, transposed and shortcut layers")
+    bn_momentum_blocks: Share = key(
+        0.1, "batch-norm momentum inside residual blocks (published code: its 0.05 does not reach them)"
+    )
     teacher: str = key("resnet50_moco_v2", "frozen image network, by name; `run.py env` lists them")
     teacher_weights: str | None = key(None, "none = the public file of that name, random, or a file")
     weights_folder: Path = key(Path("weights"), "folder of downloaded teachers")
+    dilated: bool = key(True, "a ResNet teacher's strides become dilation: features at 1/4; false = at 1/32 (PPKT)")
     feature_size: Count = key(64, "channels of the shared feature space")
     temperature: Positive = key(0.07, "temperature of InfoNCE (paper, eq. 1)")
+    sampled_pairs: Count = key(4096, "superpixels none: pairs drawn at random from each batch, if it has so many")
     lr: Positive = key(0.5, "learning rate of SGD, cosine to 0 over the epochs")
     crop: tuple[Count, Count] = key((224, 416), "rows and columns of the images that the teacher sees")
     augment: bool = key(True, "rotate, flip and cut the cloud; crop and flip the images")
-    cuboid: Share = key(0.2, "largest side of the dropped cuboid as a share of the cloud's range; 0 = none")
-    min_pairs: Index = key(1024, "pairs every image must keep for a cuboid or a crop to be accepted")
+    cuboid: Share = key(
+        0.2, "largest side of the dropped cuboid as a share of the cloud's range; 0 = none (paper: 0.1)"
+    )
+    paper_cuboid: bool = key(
+        False,
+        "refuse a cuboid if all images together keep too few pairs, and draw again (paper); false = if any "
+        "single image does, and drop none (published code)",
+    )
+    min_pairs: Index = key(1024, "pairs that must be left for a cuboid or an image's crop to be accepted")
 
     def augment_settings(self, train: bool) -> AugmentSettings:
         """The augmentation of training frames, or the plain resize of validation frames."""
         return AugmentSettings(
-            crop=self.crop, train=train and self.augment, cuboid=self.cuboid, min_pairs=self.min_pairs
+            crop=self.crop,
+            train=train and self.augment,
+            cuboid=self.cuboid,
+            paper_cuboid=self.paper_cuboid,
+            min_pairs=self.min_pairs,
         )
 
 
@@ -245,6 +261,10 @@ class Convert(BaseModel):
     source: Path = key(..., "checkpoint to read (either layout)")
     target: Path = key(..., "file to write")
     to: Literal["ours", "minkowski"] = key("ours", "layout to write")
+    architecture: Architecture = key("res16unet34c", "to ours: lidar network, which the published layout does not tell")
+    width: Positive = key(1.0, "to ours: channels as a share of the published ones")
+    grid: Literal["cylindrical", "cartesian"] = key("cylindrical", "to ours: axes of the voxels")
+    voxel_size: VoxelSize = key((0.1, 1.0, 0.1), "to ours: voxel edges")
 
 
 class Env(BaseModel):

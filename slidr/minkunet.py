@@ -16,17 +16,18 @@ BLOCKS = {
 }
 STRIDES = (1, 2, 4, 8, 16)  # tensor strides of the levels
 PREFIXES = ("module.", "model_points.", "model.", "encoder.", "trunk.2.")
+OTHERS = ("model_images.", "trunk.")  # beside it in raw checkpoints: the image network; DepthContrast's point network
 
 
 class ResidualBlock(nn.Module):
     """Two 3x3x3 convolutions with a shortcut, 1x1x1 where the channels change."""
 
-    def __init__(self, in_channels: int, channels: int, bn_momentum: float):
+    def __init__(self, in_channels: int, channels: int, bn_momentum: float, bn_momentum_blocks: float):
         super().__init__()
         self.conv1 = SparseConv3d(in_channels, channels, 3)
-        self.norm1 = BatchNorm(channels, momentum=0.1)  # published code: the option does not reach these two
+        self.norm1 = BatchNorm(channels, bn_momentum_blocks)
         self.conv2 = SparseConv3d(channels, channels, 3)
-        self.norm2 = BatchNorm(channels, momentum=0.1)
+        self.norm2 = BatchNorm(channels, bn_momentum_blocks)
         self.downsample = (
             nn.Sequential(SparseConv3d(in_channels, channels, 1), BatchNorm(channels, bn_momentum))
             if in_channels != channels
@@ -47,7 +48,8 @@ class MinkUNet(nn.Module):
         out_channels: channels of the last layer.
         architecture: a key of BLOCKS.
         in_channels: input features a voxel.
-        bn_momentum: of stem, strided, transposed and shortcut norms (those inside blocks stay at 0.1).
+        bn_momentum: of stem, strided, transposed and shortcut norms.
+        bn_momentum_blocks: of the norms inside residual blocks, which the published code's option does not reach.
         normalize: L2-normalise each voxel's output.
         width: multiplies all planes and the stem, rounded to multiples of 8.
         planes, stem, stem_kernel: channels of the eight levels and of the stem, and the stem's kernel size.
@@ -61,6 +63,7 @@ class MinkUNet(nn.Module):
         architecture: str = "res16unet34c",
         in_channels: int = 1,
         bn_momentum: float = 0.05,
+        bn_momentum_blocks: float = 0.1,
         normalize: bool = False,
         width: float = 1.0,
         planes: tuple[int, ...] = PLANES,
@@ -71,7 +74,7 @@ class MinkUNet(nn.Module):
         if architecture not in BLOCKS:
             raise InputError(f"there is no architecture `{architecture}`; choose one of {', '.join(BLOCKS)}.")
         planes, stem = tuple(_scaled(p, width) for p in planes), _scaled(stem, width)
-        self.normalize = normalize
+        self.normalize, momenta = normalize, (bn_momentum, bn_momentum_blocks)
         self.conv0p1s1 = SparseConv3d(in_channels, stem, stem_kernel)
         self.bn0 = BatchNorm(stem, bn_momentum)
         self.down, self.up = [], []
@@ -89,7 +92,7 @@ class MinkUNet(nn.Module):
             modules = (
                 convolution,
                 BatchNorm(after, bn_momentum),
-                nn.Sequential(*(ResidualBlock(a, b, bn_momentum) for a, b in zip(widths, widths[1:], strict=False))),
+                nn.Sequential(*(ResidualBlock(*pair, *momenta) for pair in zip(widths, widths[1:], strict=False))),
             )
             for name, module in zip(names, modules, strict=True):
                 self.add_module(name, module)
@@ -143,13 +146,16 @@ def to_minkowski(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 def from_minkowski(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """A public checkpoint's student in our layout; the inverse of `to_minkowski`.
 
-    Known prefixes are stripped. Raises InputError naming the key for keys that no such network has.
+    Known prefixes are stripped, networks beside it (OTHERS) and batch-norm counters left out. Raises InputError naming
+    the key for keys that no such network has.
     """
     ours = {}
     for name, value in weights.items():
         bare = name
         while prefix := next((p for p in PREFIXES if bare.startswith(p)), None):
             bare = bare[len(prefix) :]
+        if bare.startswith(OTHERS):
+            continue
         if not bare.startswith(("conv", "bn", "block", "final")) or not isinstance(value, torch.Tensor):
             raise InputError(f"`{name}` is no layer of a Res16UNet; is this the lidar network of a checkpoint?")
         if bare.endswith(".kernel"):

@@ -1,6 +1,9 @@
-"""Mean of features by superpixel: by torch-scatter where it is installed, else by torch's own index_add."""
+"""Superpoints and superpixels: means of point and pixel features (paper, section 3.2)."""
 
 import torch
+from torch.utils.checkpoint import checkpoint
+
+from data.frame import Pairs
 
 try:
     import torch_scatter
@@ -12,34 +15,143 @@ POOLING_BACKEND = (
     if torch_scatter
     else "torch's index_add (torch-scatter is not installed)"
 )
+CHUNK = 2**19  # pixels pooled at a time, as many images as they make (at least one)
+EPS = 1e-12  # shortest vector that is normalised, as in torch.nn.functional.normalize
 
 
-def mean_by_id(values: torch.Tensor, ids: torch.Tensor, n: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean of the rows of each id, and how many there were.
+def pool_superpixels(
+    point_features: torch.Tensor, image_features: torch.Tensor, superpixels: torch.Tensor, pairs: Pairs
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Superpoints and superpixels of a batch (paper, section 3.2), one row for each superpixel that a pair hits.
+
+    A superpoint is the mean over the superpixel's paired points (a point that two cameras see counts in both), a
+    superpixel the mean over all its pixels; neither is normalised again. Occupied means: has a pair, by count.
+
+    Args:
+        point_features: `[N, C]`, L2-normalised.
+        image_features: `[I, C, h, w]` as the head gives them; upsampling and normalisation happen here.
+        superpixels: `[I, H, W]` int64 at the images' full resolution: ids from 0 up per image, gaps allowed.
+        pairs: point = row of point_features, camera = image, row and column of its pixel.
+
+    Returns k `[S, C]` and q `[S, C]`, ascending by image and id. No id bleeds into the next image, however large.
+    """
+    stride = superpixels.max() + 1 if superpixels.numel() else 1
+    seen = pairs.camera * stride + superpixels[pairs.camera, pairs.row, pairs.column]
+    occupied, row = torch.unique(seen, return_inverse=True)
+    k = mean_by_id(point_features[pairs.point], row, len(occupied))
+    return k, upsampled_means(image_features, superpixels, stride, occupied)
+
+
+def pool_pairs(
+    point_features: torch.Tensor, image_features: torch.Tensor, size: tuple[int, int], pairs: Pairs
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Every pair on its own, as PPKT has it: its point's feature, and that of its pixel after upsampling to `size`.
+
+    Arguments as for `pool_superpixels`. Returns k `[M, C]` and q `[M, C]`, both of unit vectors if the points' are.
+    """
+    features = _float32(image_features)
+    (y, y_next, a), (x, x_next, b) = (
+        _between(*sides, features) for sides in zip(features.shape[2:], size, strict=True)
+    )
+    a, b = a[pairs.row, None], b[pairs.column, None]
+    pixels = 0
+    for rows, share in ((y, 1 - a), (y_next, a)):
+        for columns, part in ((x, 1 - b), (x_next, b)):
+            pixels = pixels + share * part * features[pairs.camera, :, rows[pairs.row], columns[pairs.column]]
+    return _float32(point_features[pairs.point]), torch.nn.functional.normalize(pixels, dim=1, eps=EPS)
+
+
+def mean_by_id(values: torch.Tensor, ids: torch.Tensor, n: int) -> torch.Tensor:
+    """Mean of the rows of each id, `[n, C]`; zero for an id without rows.
 
     Args:
         values: `[M, C]`; summed in float32 at least.
         ids: `[M]` int64 in 0..n-1.
         n: number of ids.
-
-    Returns `[n, C]` (zero for an id without rows) and `[n]` int64.
     """
-    values = values.to(torch.promote_types(values.dtype, torch.float32))
-    counts = torch.bincount(ids, minlength=n)
+    values = _float32(values)
     if torch_scatter is not None:
-        return torch_scatter.scatter(values, ids, dim=0, dim_size=n, reduce="mean"), counts
+        return torch_scatter.scatter(values, ids, dim=0, dim_size=n, reduce="mean")
     sums = values.new_zeros(n, values.shape[1]).index_add(0, ids, values)
-    return sums / counts.clamp_min(1)[:, None], counts
+    return sums / torch.bincount(ids, minlength=n).clamp_min(1)[:, None]
 
 
-def superpixel_rows(superpixels: torch.Tensor) -> tuple[torch.Tensor, int]:
-    """Number the superpixels of all images: a row `[I, h, w]` per pixel, ascending by image and id, and their count.
+def upsampled_means(
+    features: torch.Tensor, superpixels: torch.Tensor, stride: torch.Tensor | int, occupied: torch.Tensor
+) -> torch.Tensor:
+    """Mean by superpixel of bilinearly upsampled (align_corners), L2-normalised features that never exist as a whole.
 
-    Maps `[I, h, w]` may hold any ids from 0 up, with gaps: each (image, id) that occurs gets one row, so nothing bleeds
-    from image to image (the published code's stride of 150 ids does), and there are never more rows than pixels.
+    Upsampling is linear: pixel p gets u_p = sum over its four cells j of w_pj f_j. So the mean over the n pixels of
+    superpixel s is a product of small matrices,
+
+        mean_s = 1/n sum_p u_p / |u_p| = sum_j A_sj f_j   with   A_sj = 1/n sum_p w_pj / |u_p|,
+
+    and |u_p| follows from inner products of neighbouring rows. What is left at full resolution are numbers, not
+    vectors, of a few images at a time; the gradient computes them again.
+
+    Args:
+        features: `[I, C, h, w]`.
+        superpixels: `[I, H, W]` int64 ids, all below `stride`.
+        stride: the superpixel `id` of image `i` is called i * stride + id.
+        occupied: `[S]` those to pool, ascending.
+
+    Returns `[S, C]`, float32 at least.
     """
-    if superpixels.numel() == 0:
-        return superpixels.long(), 0
-    image = torch.arange(len(superpixels), device=superpixels.device)[:, None, None]
-    distinct, rows = torch.unique(image * (superpixels.max().long() + 1) + superpixels, return_inverse=True)
-    return rows, len(distinct)
+    features = _float32(features)
+    images = torch.arange(len(features) + 1, device=features.device)
+    first = torch.searchsorted(occupied, images * stride)
+    ends, means = first.tolist(), []
+    step = max(1, CHUNK // max(1, superpixels[:1].numel()))
+    for i in range(0, len(features), step):
+        j = min(i + step, len(features))
+        parts = (
+            features[i:j],
+            superpixels[i:j] + (images[i:j] * stride)[:, None, None],
+            occupied[ends[i] : ends[j]],
+            first[i : j + 1] - first[i],
+        )
+        with torch.autocast(features.device.type, enabled=False):
+            means.append(checkpoint(_means, *parts, use_reentrant=False, preserve_rng_state=False))
+    return torch.cat(means)
+
+
+def _means(features: torch.Tensor, names: torch.Tensor, occupied: torch.Tensor, first: torch.Tensor) -> torch.Tensor:
+    """`upsampled_means` of some images; `first [I + 1]` is where the superpixels of each image begin in `occupied`."""
+    n, channels, h, w = features.shape
+    if len(occupied) == 0:
+        return features.sum((2, 3))[:0]
+    (y, y_next, a), (x, x_next, b) = (_between(*sides, features) for sides in zip((h, w), names.shape[1:], strict=True))
+
+    # |u_p|, from features upsampled along x alone: inner products of each row with itself and with the next one
+    wide = (1 - b) * features[..., x] + b * features[..., x_next]  # [n, C, h, W]
+    own, next_ = (wide * wide).sum(1), (wide[:, :, :-1] * wide[:, :, 1:]).sum(1)
+    next_ = torch.cat((next_, own[:, -1:]), 1)  # the last row has no next one, and its share is 0
+    a = a[:, None]
+    length = (1 - a) ** 2 * own[:, y] + 2 * a * (1 - a) * next_[:, y] + a**2 * own[:, y_next]
+    weight = length.clamp_min(EPS**2).rsqrt()
+
+    # A, dense: few superpixels an image, few cells
+    row = torch.searchsorted(occupied, names).clamp_max(len(occupied) - 1)
+    wanted = occupied[row] == names
+    weight = weight * wanted / torch.bincount(row[wanted], minlength=len(occupied))[row].clamp_min(1)
+    most = int(first.diff().max())
+    cell = (most * torch.arange(n, device=row.device)[:, None, None] + (row - first[:-1, None, None])) * wanted * h * w
+    matrix = weight.new_zeros(n * most * h * w)
+    for rows, share in ((y, 1 - a), (y_next, a)):
+        for columns, part in ((x, 1 - b), (x_next, b)):
+            there = cell + (rows * w)[:, None] + columns
+            matrix = matrix.index_add(0, there.flatten(), (weight * share * part).flatten())
+    means = matrix.view(n, most, h * w) @ features.flatten(2).transpose(1, 2)
+    return means[torch.arange(most, device=row.device) < first.diff()[:, None]]
+
+
+def _between(source: int, target: int, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The two of `source` cells around each of `target` pixels, corners on corners, and the second one's share."""
+    place = torch.linspace(0, source - 1, target, device=like.device, dtype=like.dtype)
+    cell = place.long().clamp_max(max(source - 2, 0))
+    return cell, (cell + 1).clamp_max(source - 1), place - cell
+
+
+def _float32(values: torch.Tensor) -> torch.Tensor:
+    """At least: half precision has too few digits for sums over thousands of pixels."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))

@@ -37,15 +37,28 @@ class Student(nn.Module):
         out_channels: channels of the last layer.
         bn_momentum: batch-norm momentum outside the residual blocks.
         normalize: L2-normalise the output of each voxel (pretraining).
+        bn_momentum_blocks: batch-norm momentum inside them.
     """
 
-    def __init__(self, spec: StudentSpec, out_channels: int, bn_momentum: float, normalize: bool = False):
+    def __init__(
+        self,
+        spec: StudentSpec,
+        out_channels: int,
+        bn_momentum: float,
+        normalize: bool = False,
+        bn_momentum_blocks: float = 0.1,
+    ):
         super().__init__()
         self.spec = spec
         a, b, c = spec.voxel_size
         self.grid = CylindricalGrid(a, b, c) if spec.grid == "cylindrical" else CartesianGrid((a, b, c))
         self.network = MinkUNet(
-            out_channels, spec.architecture, bn_momentum=bn_momentum, normalize=normalize, width=spec.width
+            out_channels,
+            spec.architecture,
+            bn_momentum=bn_momentum,
+            bn_momentum_blocks=bn_momentum_blocks,
+            normalize=normalize,
+            width=spec.width,
         )
 
     def describe(self) -> str:

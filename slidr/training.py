@@ -128,7 +128,7 @@ def fit(
     """
     device = optimizer.param_groups[0]["params"][0].device
     base = [group["lr"] for group in optimizer.param_groups]
-    total, step, waited, computed, frames = settings.epochs * len(loader), 0, 0.0, 0.0, 0
+    total, step, waited, computed, frames, images = settings.epochs * len(loader), 0, 0.0, 0.0, 0, 0
     if total == 0:
         raise InputError(f"the split `{settings.train_split}` has no batch to train on; lower --batch or add data.")
     printed = time.monotonic()
@@ -148,6 +148,7 @@ def fit(
             loss.backward()
             optimizer.step()
             step, frames = step + 1, frames + len(batch.ids)
+            images += 0 if batch.images is None else len(batch.images)
             after = time.perf_counter()
             waited, computed = waited + ready - before, computed + after - ready
             before = after
@@ -159,24 +160,27 @@ def fit(
                         f"the loss became {value} at step {step} (frames {', '.join(batch.ids)}); "
                         "lower --lr or look at these frames with `run.py show`."
                     )
-                run.log(
-                    step,
-                    epoch=epoch,
-                    loss=value,
-                    lr=optimizer.param_groups[0]["lr"],
-                    frames_per_second=frames / (waited + computed),
-                    waiting_for_data=waited / (waited + computed),
-                    **numbers,
-                )
-                bar.set_postfix(loss=f"{value:.3f}")
+                seconds = waited + computed
+                row = {"loss": value, "lr": optimizer.param_groups[0]["lr"], **numbers}
+                row["frames_per_second"] = frames / seconds
+                if images:
+                    row["images_per_second"] = images / seconds
+                row["waiting_for_data"] = waited / seconds
+                run.log(step, epoch=epoch, **row)
+                bar.set_postfix_str(_told(row))
                 if bar.disable and (time.monotonic() - printed > 15 or step == total):
                     printed = time.monotonic()
-                    left = (total - step) * (waited + computed) / step
-                    print(
-                        f"{run.stage}: step {step}/{total}  loss {value:.3f}  {frames / (waited + computed):.1f} "
-                        f"frames/s  {waited / (waited + computed):.0%} waiting for data  {left:.0f} s left",
-                        flush=True,
-                    )
+                    left = tqdm.format_interval((total - step) * seconds / step)
+                    where = f"epoch {epoch + 1}/{settings.epochs}  step {step}/{total}"
+                    print(f"{run.stage}: {where}  {_told(row)}  {left} left", flush=True)
         if validate and ((epoch + 1) % settings.validate_every == 0 or epoch + 1 == settings.epochs):
-            run.log(step, epoch=epoch, **validate())
+            found = validate()
+            run.log(step, epoch=epoch, **found)
+            tqdm.write(f"{run.stage}: epoch {epoch + 1}/{settings.epochs}  {_told(found)}")
     bar.close()
+
+
+def _told(row: dict[str, float]) -> str:
+    """Numbers for a person: counts whole, others with four digits."""
+    told = {name: f"{value:,}" if isinstance(value, int) else f"{value:.4g}" for name, value in row.items()}
+    return "  ".join(f"{name.replace('_', ' ')} {text}" for name, text in told.items())

@@ -4,8 +4,13 @@ import os
 from pathlib import Path
 
 import hypothesis
+import numpy as np
 import pytest
 import torch
+from PIL import Image
+
+from data.frame import Frame
+from data.nuscenes import NuScenes
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = Path(os.environ.get("SLIDR_SHARED", ROOT.parent / "shared"))
@@ -32,3 +37,18 @@ def shared():
         return path
 
     return find
+
+
+@pytest.fixture(scope="session")
+def nuscenes_frames(shared, tmp_path_factory) -> list[Frame]:
+    """Both real nuScenes frames with the superpixel maps of the pinned environment (JPEG decoders differ: so would
+    new maps). Tests must not change them."""
+    root, maps = shared("realdata", "nuscenes2"), shared("golden", "step", "superpixels_skimage0.18.2")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("work"))  # the reader keeps its index in the working folder
+        reader = NuScenes(root, "all")
+        frames = [reader.read(i, labels=False) for i in range(2)]
+    for i, frame in enumerate(frames):
+        for view in frame.cameras:
+            view.superpixels = np.asarray(Image.open(maps / f"{i}_{view.name}.png")).astype(np.int32)
+    return frames

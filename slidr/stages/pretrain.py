@@ -12,11 +12,11 @@ from data.frame import Batch
 from data.loading import make_loader
 from slidr import pictures
 from slidr.config import Pretrain
-from slidr.losses import superpixel_infonce
-from slidr.pooling import POOLING_BACKEND
-from slidr.stages.show import draw_frame
+from slidr.losses import infonce
+from slidr.pooling import POOLING_BACKEND, pool_pairs, pool_superpixels
+from slidr.stages.show import draw_similarity, read_frame
 from slidr.student import SPEC_KEYS, Student, StudentSpec, save_student
-from slidr.teachers import ImageHead, load_teacher
+from slidr.teachers import load_teacher
 from slidr.training import Run, autocast, fit, prepare, sgd
 from triton_kernels import backend
 
@@ -28,12 +28,15 @@ def run(settings: Pretrain) -> Path:
 
     # Data: keyframes with their images, superpixels and point-pixel pairs (section 3.2)
     readers = [open_reader(settings.dataset, settings.root, s) for s in (settings.train_split, settings.val_split)]
+    maps = (settings.superpixels_folder / settings.dataset, settings.superpixel_settings())
+    if settings.superpixels == "none":
+        maps = None
     loader, val_loader = (
         make_loader(
             reader,
             batch=settings.batch,
             augment=settings.augment_settings(train),
-            superpixels=(settings.superpixels_folder / settings.dataset, settings.superpixel_settings()),
+            superpixels=maps,
             images=True,
             labels=False,
             workers=settings.workers,
@@ -43,17 +46,21 @@ def run(settings: Pretrain) -> Path:
         for reader, train in zip(readers, (True, False), strict=True)
     )
 
+    watched = read_frame(settings, readers[1], 0, 0)  # drawn again and again while the student learns
+
     # Networks: the student is trained, the teacher frozen, the 1x1 head on the teacher trained (section 3.1)
-    teacher = load_teacher(settings.teacher, settings.teacher_weights, settings.weights_folder).to(device)
-    head = ImageHead(teacher.channels, settings.feature_size, teacher.stride)
+    teacher = load_teacher(settings.teacher, settings.teacher_weights, settings.weights_folder, settings.dilated)
+    teacher.to(device)
+    head = nn.Conv2d(teacher.channels, settings.feature_size, 1)  # upsampling and L2 per pixel: slidr.pooling
     spec = StudentSpec(**{name: getattr(settings, name) for name in SPEC_KEYS})
-    student = Student(spec, settings.feature_size, settings.bn_momentum, normalize=True)
+    momenta = {"bn_momentum": settings.bn_momentum, "bn_momentum_blocks": settings.bn_momentum_blocks}
+    student = Student(spec, settings.feature_size, normalize=True, **momenta)
     trained = nn.ModuleDict({"student": student, "head": head}).to(device)
 
     log = Run("pretrain", settings)
     log.start(
         data=f"{settings.dataset}: {len(readers[0])} frames to train on, {len(readers[1])} to validate on",
-        superpixels=f"{settings.superpixels} in {settings.superpixels_folder / settings.dataset}",
+        superpixels=f"{settings.superpixels} in {maps[0]}" if maps else f"none, {settings.sampled_pairs} pairs a step",
         student=student.describe(),
         teacher=f"{teacher.name}: {teacher.source}",
         engine=backend.describe(device),
@@ -61,12 +68,20 @@ def run(settings: Pretrain) -> Path:
         arithmetic=f"{settings.precision} on {device}",
     )
 
-    # Objective: InfoNCE from superpoints to superpixels (eq. 1)
+    # Objective: InfoNCE from superpoints to superpixels (eq. 1), or from points to pixels where there are none (PPKT)
     def loss_of(batch: Batch) -> tuple[torch.Tensor, dict[str, float]]:
         voxel_features, voxels = student(batch)
-        pixel_features = head(teacher(batch.images))
+        image_features = head(teacher(batch.images))
         pairs = replace(batch.pairs, point=voxels.inverse[batch.pairs.point])
-        return superpixel_infonce(voxel_features, pixel_features, batch.superpixels, pairs, settings.temperature)
+        if maps:
+            k, q = pool_superpixels(voxel_features, image_features, batch.superpixels, pairs)
+        else:
+            pairs = pairs.select(torch.randperm(len(pairs), device=device)[: settings.sampled_pairs])
+            k, q = pool_pairs(voxel_features, image_features, batch.images.shape[2:], pairs)
+        loss, accuracy = infonce(k, q, settings.temperature)
+        return loss, {"pairs": len(pairs), "superpixels": len(k), "accuracy": accuracy}
+
+    similar = []  # pictures, one a validation
 
     @torch.no_grad()
     def validate() -> dict[str, float]:
@@ -76,13 +91,18 @@ def run(settings: Pretrain) -> Path:
             with autocast(settings, device):
                 losses.append(float(loss_of(batch.to(device))[0]))
         save_student(log.folder / "model.pt", student, "pretrain")
+        epoch = min(settings.validate_every * (len(similar) + 1), settings.epochs)
+        similar.append(f"similarity_epoch_{epoch:03d}.png")
+        draw_similarity(watched, 0, readers[1], student, log.folder / similar[-1])
         return {"val_loss": sum(losses) / len(losses)}
 
     optimizer = sgd(settings, [{"params": list(trained.parameters()), "lr": settings.lr}])
     fit(log, settings, loader, optimizer, loss_of, trained, validate)
 
     # What a person wants to see
-    drawn = draw_frame(settings, readers[1], 0, 0, log.folder, student.to("cpu"))
+    pictures.camera_overlay(watched, 0, log.folder / "camera.png")
+    draw_similarity(watched, 0, readers[1], student, log.folder / "similarity.png")
+    drawn = ["curves.png", "camera.png", "similarity.png", *similar[:-1]]
     pictures.curves(log.rows, log.folder / "curves.png")
     losses = [row["loss"] for row in log.rows if "loss" in row]
     log.finish(
@@ -91,7 +111,7 @@ def run(settings: Pretrain) -> Path:
         f"{next(row['val_loss'] for row in reversed(log.rows) if 'val_loss' in row):.3f}, "
         f"{time.monotonic() - began:.0f} s.\n\n"
         f"Again: `python run.py pretrain {log.folder / 'config.yaml'} --name NEW`\n\n"
-        + "\n".join(f"![{name}]({name})" for name in ["curves.png", *drawn])
+        + "\n".join(f"![{name}]({name})" for name in drawn if (log.folder / name).exists())
         + "\n"
     )
     print(

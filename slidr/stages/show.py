@@ -5,10 +5,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from data.augment import AugmentSettings  # noqa: F401
 from data.datasets import open_reader
 from data.disk import InputError
-from data.frame import Reader, collate
+from data.frame import Frame, Reader, collate
 from data.superpixels import load_or_compute
 from slidr import pictures
 from slidr.config import Show, WithSuperpixels
@@ -30,19 +29,17 @@ def run(settings: Show) -> Path:
         student = Student(StudentSpec(**content["spec"]), out_channels, bn_momentum=0.05, normalize=True)
         load_weights(student, content, path, with_head=True)
     folder = settings.output / "show" / settings.dataset
-    names = draw_frame(settings, reader, settings.frame, settings.camera, folder, student)
+    frame = read_frame(settings, reader, settings.frame, settings.camera)
+    pictures.camera_overlay(frame, settings.camera, folder / "camera.png")
+    names = ["camera.png"]
+    if student and draw_similarity(frame, settings.camera, reader, student, folder / "similarity.png"):
+        names.append("similarity.png")
     print(f"show: {', '.join(str(folder / name) for name in names)}" + (f" (features of {path})" if path else ""))
     return folder
 
 
-def draw_frame(
-    settings: WithSuperpixels, reader: Reader, index: int, camera: int, folder: Path, student: Student | None
-) -> list[str]:
-    """Draw camera `camera` of frame `index`; file names of the pictures in `folder`.
-
-    With a student also the cosine similarity of every point's feature to that of a query point: the paired point
-    nearest the image's lower middle, where the road or a car usually is.
-    """
+def read_frame(settings: WithSuperpixels, reader: Reader, index: int, camera: int) -> Frame:
+    """Frame `index` with the superpixels of camera `camera`. Raises InputError if there is no such camera."""
     frame = reader.read(index, labels=False)
     if camera >= len(frame.cameras):
         raise InputError(f"`camera` cannot be {camera}: the frames of {reader.name} have {len(frame.cameras)} cameras.")
@@ -50,16 +47,23 @@ def draw_frame(
     view.superpixels = load_or_compute(
         view, settings.superpixels_folder / settings.dataset, settings.superpixel_settings()
     )
-    pictures.camera_overlay(frame, camera, folder / "camera.png")
+    return frame
+
+
+@torch.no_grad()
+def draw_similarity(frame: Frame, camera: int, reader: Reader, student: Student, path: Path) -> bool:
+    """Draw the cosine similarity of every point's feature to that of a query point; False if `camera` sees no point.
+
+    The query is the paired point nearest the image's lower middle, where the road or a car usually is. Leaves the
+    student in eval mode.
+    """
     seen = frame.pairs.select(frame.pairs.camera == camera)
-    if student is None or len(seen) == 0:
-        return ["camera.png"]
-    batch = collate([frame], reader.intensity_offset)
-    student.eval()
-    with torch.no_grad():
-        features, voxels = student(batch)
-    features = torch.nn.functional.normalize(features, dim=1)[voxels.inverse].numpy()
-    rows, columns = view.image.shape[:2]
+    if len(seen) == 0:
+        return False
+    device = next(student.parameters()).device
+    features, voxels = student.eval()(collate([frame], reader.intensity_offset).to(device))
+    features = torch.nn.functional.normalize(features, dim=1)[voxels.inverse].cpu().numpy()
+    rows, columns = frame.cameras[camera].image.shape[:2]
     query = seen.point[np.argmin((seen.row - 0.7 * rows) ** 2 + (seen.column - 0.5 * columns) ** 2)]
-    pictures.similarity(frame, camera, query, features @ features[query], folder / "similarity.png")
-    return ["camera.png", "similarity.png"]
+    pictures.similarity(frame, camera, query, features @ features[query], path)
+    return True

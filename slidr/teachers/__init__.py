@@ -1,12 +1,12 @@
-"""The frozen image networks: ResNet and ViT, our own code, found by name or file; and the trained head on top."""
+"""The frozen image networks: ResNet and ViT, our own code, found by name or file."""
 
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from data.disk import InputError
+from slidr.teachers.resnet import ResNet
 from slidr.teachers.weights import TEACHERS, load_weights, public_file
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # every teacher was trained with these
@@ -36,21 +36,9 @@ class Teacher(nn.Module):
         return self.network((images - self.mean) / self.std)
 
 
-class ImageHead(nn.Module):
-    """The trained head on the teacher (paper, section 3.1): 1x1 convolution, bilinear upsampling, L2 per pixel."""
-
-    def __init__(self, channels: int, out_channels: int, stride: int):
-        super().__init__()
-        self.project = nn.Conv2d(channels, out_channels, 1)
-        self.stride = stride
-
-    def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """`[B, channels, h, w]` -> `[B, out_channels, h * stride, w * stride]`, unit length at every pixel."""
-        x = F.interpolate(self.project(features), scale_factor=self.stride, mode="bilinear", align_corners=True)
-        return F.normalize(x, dim=1)
-
-
-def load_teacher(name: str, weights: str | None = None, folder: Path = Path("weights")) -> Teacher:
+def load_teacher(
+    name: str, weights: str | None = None, folder: Path = Path("weights"), dilated: bool = True
+) -> Teacher:
     """A frozen teacher.
 
     Args:
@@ -58,15 +46,19 @@ def load_teacher(name: str, weights: str | None = None, folder: Path = Path("wei
         weights: None = the public file of that name (from `folder`, else downloaded), "random" = the same random
             weights every time, whatever the run's seed, or a file.
         folder: where downloads are kept.
+        dilated: False = a ResNet keeps its strides (PPKT).
 
-    Raises InputError for an unknown name, weights that cannot be had, or that do not fit (naming the key).
+    Raises InputError for an unknown name, a ViT that shall keep strides it does not have, weights that cannot be had,
+    or that do not fit (naming the key).
     """
     if name not in TEACHERS:
         raise InputError(f"there is no teacher `{name}`; known are {', '.join(TEACHERS)}.")
     entry = TEACHERS[name]
+    if not dilated and entry.build[0] is not ResNet:
+        raise InputError(f"`dilated` cannot be false: `{name}` has no strides to keep; choose a ResNet as --teacher.")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        network = entry.build[0](*entry.build[1:])
+        network = entry.build[0](*entry.build[1:], **({} if dilated else {"dilated": False}))
     if weights == "random":
         return Teacher(network, name, "randomly initialised, its features are untrained")
     path = Path(weights) if weights else public_file(name, entry, folder)

@@ -1,12 +1,15 @@
 """Defaults, recipes and flags meet in one place, and every mistake gets one sentence."""
 
 import pytest
+import torch
 import yaml
 
 from data.disk import InputError
+from data.superpixels import SuperpixelSettings
 from slidr import config
+from slidr.teachers import TEACHERS
 
-STAGES = {"slidr": config.Pretrain, "linprobe": config.Linprobe, "fewshot": config.Fewshot}
+STAGES = {"slidr": config.Pretrain, "ppkt": config.Pretrain, "linprobe": config.Linprobe, "fewshot": config.Fewshot}
 
 
 def test_flags_beat_the_recipe_and_the_recipe_beats_the_defaults(tmp_path):
@@ -30,9 +33,55 @@ def test_the_published_recipe():
 
 
 @pytest.mark.parametrize("path", sorted(config.RECIPES.glob("*.yaml")), ids=lambda p: p.stem)
-def test_every_shipped_recipe_is_valid_and_says_what_it_reproduces(path):
-    config.load(STAGES[path.stem.split("_")[0]], [str(path)])
+def test_every_shipped_recipe_is_valid_and_states_only_what_differs(path):
+    settings_type = STAGES[path.stem.split("_")[0]]
+    settings = config.load(settings_type, [str(path)])
     assert path.read_text().startswith("# ")
+    for name in yaml.safe_load(path.read_text()).keys() - {"dataset"}:
+        assert getattr(settings, name) != settings_type.model_fields[name].default, f"{name} states the default"
+
+
+@pytest.mark.parametrize(
+    ("name", "differs", "figures"),
+    [
+        ("slidr_nuscenes", {}, ["38.8", "38.3", "44.6"]),
+        ("slidr_nuscenes_vit", {"teacher": "vit_small_16_dino"}, ["39.5"]),
+        ("slidr_nuscenes_supervised", {"teacher": "resnet50_imagenet"}, ["39.2"]),
+        ("slidr_nuscenes_fh", {"superpixels": "felzenszwalb"}, ["39.2"]),
+        ("slidr_nuscenes_slic100", {"segments": 100}, ["37.7"]),
+        ("slidr_nuscenes_slic200", {"segments": 200}, ["36.3"]),
+        ("ppkt_nuscenes", {"superpixels": "none", "dilated": False}, ["36.4", "37.8", "43.9"]),
+        ("slidr_dinov2", {"teacher": "dinov2_vits14", "crop": (224, 448)}, ["44.7", "41.2"]),
+    ],
+)
+def test_the_published_pretrainings(name, differs, figures):
+    """Each is the published recipe but for what it states; the teacher fits the crop; the head gives the figures."""
+    path = config.RECIPES / f"{name}.yaml"
+    base = config.load(config.Pretrain, ["--dataset", "nuscenes"], "slidr")
+    settings = config.load(config.Pretrain, [str(path)])
+    assert settings == base.model_copy(update=differs)
+    head = " ".join(line for line in path.read_text().splitlines() if line.startswith("#"))
+    assert all(figure in head for figure in figures)
+    build, *arguments = TEACHERS[settings.teacher].build
+    with torch.device("meta"):
+        stride = build(*arguments).stride
+    assert all(side % stride == 0 for side in settings.crop)
+
+
+def test_the_published_superpixel_settings():
+    slic, fh = (
+        config.load(config.Pretrain, [str(config.RECIPES / f"{name}.yaml")])
+        for name in ("slidr_nuscenes", "slidr_nuscenes_fh")
+    )
+    assert slic.superpixel_settings() == SuperpixelSettings("slic", 150, 6, 3)
+    s = fh.superpixel_settings()
+    assert (s.kind, s.scale, s.sigma, s.min_size) == ("felzenszwalb", 300, 0.35, 4000)
+
+
+def test_the_papers_own_cuboid_is_an_option():
+    for values, wanted in (({}, (0.2, False)), ({"cuboid": 0.1, "paper_cuboid": True}, (0.1, True))):
+        asked = config.validate(config.Pretrain, values).augment_settings(train=True)
+        assert (asked.cuboid, asked.paper_cuboid, asked.min_pairs) == (*wanted, 1024)
 
 
 def test_the_written_config_runs_again(tmp_path):

@@ -46,11 +46,11 @@ def test_an_unknown_architecture_is_named():
 
 
 def test_momentum_reaches_all_norms_but_those_inside_blocks():
-    net = narrow(bn_momentum=0.02)
+    net = narrow(bn_momentum=0.02, bn_momentum_blocks=0.3)
     inside = {id(m) for block in net.modules() if isinstance(block, ResidualBlock) for m in (block.norm1, block.norm2)}
     norms = [m for m in net.modules() if isinstance(m, BatchNorm)]
     assert len(inside) == 16 and len(norms) > 24
-    assert {m.bn.momentum for m in norms if id(m) in inside} == {0.1}
+    assert {m.bn.momentum for m in norms if id(m) in inside} == {0.3}
     assert {m.bn.momentum for m in norms if id(m) not in inside} == {0.02}
 
 

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from data.frame import Pairs
 from slidr import pooling
-from slidr.losses import superpixel_infonce
-from slidr.pooling import mean_by_id, superpixel_rows
+from slidr.losses import infonce
+from slidr.pooling import mean_by_id, pool_pairs, pool_superpixels
 from slidr.segmentation import ConfusionMatrix, lovasz_softmax, predict, segmentation_loss
 
 
@@ -25,104 +25,163 @@ def test_both_pooling_backends_give_the_mean(m, monkeypatch):
     results = []
     for scatter in (pooling.torch_scatter, None):
         monkeypatch.setattr(pooling, "torch_scatter", scatter)
-        means, counts = mean_by_id(values, ids, 10)
+        means = mean_by_id(values, ids, 10)
         (gradient,) = torch.autograd.grad((means * torch.arange(30).reshape(10, 3)).sum(), values)
         results.append((means, gradient))
         for i in range(10):
-            assert counts[i] == (ids == i).sum()
-            wanted = values[ids == i].mean(0) if counts[i] else torch.zeros(3)
+            wanted = values[ids == i].mean(0) if (ids == i).any() else torch.zeros(3)
             assert torch.allclose(means[i], wanted.double())
     assert torch.allclose(results[0][0], results[1][0]) and torch.allclose(results[0][1], results[1][1])
 
 
 def test_pooling_sums_half_precision_in_float32():
-    values = torch.ones(4096, 1, dtype=torch.bfloat16)
-    means, _ = mean_by_id(values, torch.zeros(4096, dtype=torch.int64), 1)
+    means = mean_by_id(torch.ones(4096, 1, dtype=torch.bfloat16), torch.zeros(4096, dtype=torch.int64), 1)
     assert means.dtype == torch.float32 and means.item() == 1
 
 
-def test_superpixel_rows_never_bleed_into_the_next_image():
-    maps = torch.tensor([[[0, 400], [0, 0]], [[0, 1], [2, 2]]])  # the published code's stride of 150 fails here
-    rows, n = superpixel_rows(maps)
-    assert rows.tolist() == [[[0, 1], [0, 0]], [[2, 3], [4, 4]]] and n == 5
+def plain_superpixels(features, superpixels, pairs) -> torch.Tensor:
+    """What the fused pooling must equal: the full-resolution map, then a mean for each superpixel that a pair hits."""
+    size = superpixels.shape[1:]
+    pixels = F.normalize(F.interpolate(features, size=size, mode="bilinear", align_corners=True), dim=1)
+    hit = superpixels[pairs.camera, pairs.row, pairs.column].tolist()
+    occupied = sorted(set(zip(pairs.camera.tolist(), hit, strict=True)))
+    means = [pixels[image][:, superpixels[image] == i].mean(1) for image, i in occupied]
+    return torch.stack(means) if means else features.sum((2, 3))[:0]
 
 
-@settings(max_examples=20)
-@given(st.integers(0, 10**6), st.sampled_from([1, 150, 2**31 - 1]), st.integers(0, 3))
-def test_superpixel_rows_name_each_image_and_id_once(seed, largest, images):
-    maps = torch.randint(0, largest, (images, 5, 7), generator=torch.Generator().manual_seed(seed), dtype=torch.int32)
-    rows, n = superpixel_rows(maps)
-    named = [(i, int(v)) for i in range(images) for v in maps[i].flatten()]
-    assert [sorted(set(named))[row] for row in rows.flatten()] == named and n == len(set(named))
+def random_pairs(m: int, points: int, images: int, size: tuple[int, int]) -> Pairs:
+    return tensors(*(torch.randint(0, high, (m,)) for high in (points, images, *size)))
+
+
+@settings(max_examples=25)
+@given(
+    st.integers(0, 10**6),
+    st.integers(1, 4),
+    st.tuples(st.integers(1, 5), st.integers(1, 5)),
+    st.tuples(st.integers(1, 17), st.integers(1, 17)),
+    st.sampled_from([1, 5, 150, 65_536, 2**31 - 1]),
+    st.sampled_from([0, 1, 30]),
+    st.sampled_from([1, 2**19]),
+)
+def test_superpixels_without_the_full_map_equal_those_of_it(seed, images, cells, size, ids, m, chunk):
+    """Values and gradients, whatever the sizes, the gaps between ids and the images pooled at a time."""
+    torch.manual_seed(seed)
+    features = torch.randn(images, 3, *cells, dtype=torch.float64, requires_grad=True)
+    superpixels = torch.randint(0, ids, (images, *size)) // max(1, ids // 5) * max(1, ids // 5)
+    pairs = random_pairs(m, 7, images, size)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pooling, "CHUNK", chunk)
+        k, q = pool_superpixels(torch.randn(7, 3, dtype=torch.float64), features, superpixels, pairs)
+        wanted = plain_superpixels(features, superpixels, pairs)
+        assert q.shape == k.shape == wanted.shape
+        ones = torch.randn_like(q)
+        gradients = [torch.autograd.grad((out * ones).sum(), features)[0] for out in (q, wanted)]
+    assert torch.allclose(q, wanted, atol=1e-9) and torch.allclose(*gradients, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize(("cells", "size"), [((14, 26), (56, 104)), ((4, 7), (56, 98)), ((7, 13), (57, 101))])
+def test_the_loss_without_the_full_map_equals_that_of_it(cells, size):
+    """In float32, at the strides of a ResNet and a ViT and at one that divides nothing: loss and gradients to 1e-5."""
+    torch.manual_seed(0)
+    points = F.normalize(torch.randn(500, 64), dim=1).requires_grad_()
+    features = torch.randn(5, 64, *cells, requires_grad=True)
+    superpixels = (torch.arange(size[0])[:, None] // 9 * 12 + torch.arange(size[1]) // 9).repeat(5, 1, 1)
+    pairs = random_pairs(900, 500, 5, size)
+    results = []
+    for plain in (False, True):
+        k, q = pool_superpixels(points, features, superpixels, pairs)
+        loss, _ = infonce(k, plain_superpixels(features, superpixels, pairs) if plain else q, 0.07)
+        results.append((loss, *torch.autograd.grad(loss, (points, features))))
+    for fused, plain in zip(*results, strict=True):
+        assert (fused - plain).norm() < 1e-5 * plain.norm()
+
+
+def test_a_superpixel_of_opposing_or_zero_features_has_finite_gradients():
+    """Halfway between opposite cells, and where all cells are 0, there is no direction: no NaN either."""
+    features = torch.tensor([1.0, -1.0, 0, 0]).reshape(1, 1, 1, 4).requires_grad_()
+    superpixels = torch.arange(7).reshape(1, 1, 7)
+    _, q = pool_superpixels(torch.zeros(1, 1), features, superpixels, tensors([0] * 7, [0] * 7, [0] * 7, range(7)))
+    assert torch.allclose(q[:, 0], torch.tensor([1.0, 0, -1, -1, 0, 0, 0]))
+    (gradient,) = torch.autograd.grad(q.sum(), features)
+    assert torch.isfinite(gradient).all()
+
+
+def test_every_pair_on_its_own_is_the_upsampled_feature_at_its_pixel():
+    torch.manual_seed(0)
+    points = torch.randn(9, 3, dtype=torch.float64)
+    for cells, size in (((3, 4), (11, 17)), ((1, 1), (5, 6)), ((2, 1), (1, 3))):
+        features = torch.randn(2, 3, *cells, dtype=torch.float64, requires_grad=True)
+        pairs = random_pairs(40, 9, 2, size)
+        k, q = pool_pairs(points, features, size, pairs)
+        pixels = F.normalize(F.interpolate(features, size=size, mode="bilinear", align_corners=True), dim=1)
+        wanted = pixels[pairs.camera, :, pairs.row, pairs.column]
+        assert torch.equal(k, points[pairs.point]) and torch.allclose(q, wanted, atol=1e-12)
+        gradients = [torch.autograd.grad((out * k).sum(), features)[0] for out in (q, wanted)]
+        assert torch.allclose(*gradients, atol=1e-10)
 
 
 def test_infonce_by_hand():
-    """Two superpixels; the first is seen by two points, the second by one."""
+    """Two superpixels, the first seen by two points, the second by one; the cells are the pixels."""
     points = F.normalize(torch.tensor([[1.0, 0], [1, 1], [0, 1]]), dim=1)
     pixels = F.normalize(torch.tensor([[1.0, 0.2], [0.9, 0.1], [0.1, 1], [0, 1]]), dim=1).T.reshape(1, 2, 2, 2)
     maps = torch.tensor([[[3, 3], [7, 7]]])
-    loss, numbers = superpixel_infonce(points, pixels, maps, tensors([0, 1, 2], [0] * 3, [0, 0, 1], [0, 1, 1]), 0.5)
-    k = torch.stack((points[:2].mean(0), points[2]))
-    q = torch.stack((pixels[0, :, 0].mean(1), pixels[0, :, 1].mean(1)))
+    inputs = points, 5 * pixels, maps  # the length of a cell's feature does not matter
+    k, q = pool_superpixels(*inputs, tensors([0, 1, 2], [0] * 3, [0, 0, 1], [0, 1, 1]))
+    assert torch.allclose(k, torch.stack((points[:2].mean(0), points[2])))
+    assert torch.allclose(q, torch.stack((pixels[0, :, 0].mean(1), pixels[0, :, 1].mean(1))))
     logits = k @ q.T / 0.5
-    expected = -(logits.diagonal() - logits.logsumexp(1)).mean()
-    assert torch.allclose(loss, expected) and numbers == {"superpixels": 2, "pairs": 3, "accuracy": 1.0}
-    swapped = tensors([2, 2, 0], [0] * 3, [0, 0, 1], [0, 1, 1])  # each superpoint now lies nearer the other superpixel
-    assert superpixel_infonce(points, pixels, maps, swapped, 0.5)[1]["accuracy"] == 0
+    loss, accuracy = infonce(k, q, 0.5)
+    assert torch.allclose(loss, -(logits.diagonal() - logits.logsumexp(1)).mean()) and accuracy == 1
+    k, q = pool_superpixels(*inputs, tensors([2, 2, 0], [0] * 3, [0, 0, 1], [0, 1, 1]))
+    assert infonce(k, q, 0.5)[1] == 0  # each superpoint now lies nearer the other superpixel
 
 
-def test_infonce_is_float32_under_autocast():
+def test_further_rows_are_further_negatives():
     torch.manual_seed(0)
-    points, pixels = F.normalize(torch.randn(40, 8)), F.normalize(torch.randn(2, 8, 4, 6))
+    k, q = torch.randn(3, 4), torch.randn(5, 4)
+    by_hand = [-(k[i] @ q[i] - torch.logsumexp(q @ k[i], 0)) for i in range(3)]
+    assert torch.allclose(infonce(k, q, 1.0)[0], torch.stack(by_hand).mean())
+
+
+def test_the_objective_is_float32_under_autocast():
+    torch.manual_seed(0)
+    points, features = F.normalize(torch.randn(40, 8)), torch.randn(2, 8, 2, 3)
+    maps = torch.arange(24).reshape(1, 4, 6).expand(2, 4, 6)
     pairs = tensors(range(40), np.arange(40) % 2, np.arange(40) % 4, np.arange(40) % 6)
-    inputs = points, pixels, torch.arange(24).reshape(1, 4, 6).expand(2, 4, 6), pairs, 0.07
-    wanted, _ = superpixel_infonce(*inputs)
+
+    def losses():
+        superpixels, pixels = (
+            pool_superpixels(points, features, maps, pairs),
+            pool_pairs(points, features, (4, 6), pairs),
+        )
+        return infonce(*superpixels, 0.07)[0], infonce(*pixels, 0.07)[0]
+
+    wanted = losses()
     with torch.autocast("cpu", torch.bfloat16):
-        assert superpixel_infonce(*inputs)[0] == wanted
+        assert losses() == wanted
+    k, q = pool_pairs(points.bfloat16(), features.bfloat16(), (4, 6), pairs)
+    assert k.dtype == q.dtype == torch.float32
 
 
-def test_infonce_without_pairs_is_zero_and_still_backpropagates():
-    points, pixels = torch.randn(4, 2, requires_grad=True), torch.randn(1, 2, 2, 2, requires_grad=True)
-    loss, numbers = superpixel_infonce(points, pixels, torch.zeros(1, 2, 2, dtype=torch.int64), tensors(*[[]] * 4), 0.1)
-    loss.backward()
-    assert loss == 0 and (points.grad == 0).all() and (pixels.grad == 0).all()
-    assert numbers == {"superpixels": 0, "pairs": 0, "accuracy": 0.0}
+def test_a_batch_without_pairs_is_zero_and_still_backpropagates():
+    points, features = torch.randn(4, 2, requires_grad=True), torch.randn(1, 2, 2, 2, requires_grad=True)
+    maps, none = torch.zeros(1, 4, 4, dtype=torch.int64), tensors(*[[]] * 4)
+    for k, q in (pool_superpixels(points, features, maps, none), pool_pairs(points, features, (4, 4), none)):
+        loss, accuracy = infonce(k, q, 0.1)
+        gradients = torch.autograd.grad(loss, (points, features))
+        assert loss == 0 and accuracy == 0 and all((g == 0).all() for g in gradients)
 
 
-def test_infonce_gradcheck():
+def test_objective_gradcheck():
     torch.manual_seed(0)
-    maps = torch.randint(0, 4, (2, 3, 3))
-    pairs = tensors([0, 1, 2, 4, 4], [0, 1, 1, 0, 1], [0, 1, 2, 2, 0], [0, 1, 2, 0, 1])
+    maps = torch.randint(0, 4, (2, 5, 6))
+    pairs = tensors([0, 1, 2, 4, 4], [0, 1, 1, 0, 1], [0, 1, 2, 4, 0], [0, 1, 5, 0, 1])
     inputs = (
         torch.randn(5, 3, dtype=torch.float64, requires_grad=True),
-        torch.randn(2, 3, 3, 3, dtype=torch.float64, requires_grad=True),
+        torch.randn(2, 3, 2, 3, dtype=torch.float64, requires_grad=True),
     )
-    assert torch.autograd.gradcheck(lambda a, b: superpixel_infonce(a, b, maps, pairs, 0.5)[0], inputs)
-
-
-def test_the_originals_loss_from_its_pooled_features(shared):
-    """Each stored pair of pooled features as a superpixel of one pixel and one point."""
-    z = np.load(shared("golden", "step", "C_slidr_f64.npz"))
-    k, q = torch.from_numpy(z["k"]).double(), torch.from_numpy(z["q"]).double()
-    n = len(k)
-    pairs = tensors(range(n), [0] * n, [0] * n, range(n))
-    loss, numbers = superpixel_infonce(k, q.T.reshape(1, 64, 1, n), torch.arange(n).reshape(1, 1, n), pairs, 0.07)
-    assert abs(float(loss) - float(z["loss"])) < 1e-5
-    assert abs(numbers["accuracy"] - float(z["argmax_acc"])) < 0.5 / n
-
-
-def test_the_originals_superpixels_are_counted_alike(shared):
-    """Occupied superpixels, and points and pixels in each, of two real frames."""
-    z = np.load(shared("golden", "step", "C_slidr_f64.npz"))
-    b = np.load(shared("golden", "step", "B_batch.npz"))
-    maps, image = (torch.from_numpy(b[key]).long() for key in ("superpixels", "pairing_images"))
-    rows, n = superpixel_rows(maps)
-    _, points = mean_by_id(torch.zeros(len(image), 1), rows[image[:, 0], image[:, 1], image[:, 2]], n)
-    _, pixels = mean_by_id(torch.zeros(rows.numel(), 1), rows.flatten(), n)
-    occupied = points > 0
-    assert int(occupied.sum()) == len(z["k"])
-    assert np.array_equal(points[occupied], z["count_points"])
-    assert np.array_equal(pixels[occupied], z["count_pixels"])
+    assert torch.autograd.gradcheck(lambda a, b: infonce(*pool_superpixels(a, b, maps, pairs), 0.5)[0], inputs)
+    assert torch.autograd.gradcheck(lambda a, b: infonce(*pool_pairs(a, b, (5, 6), pairs), 0.5)[0], inputs)
 
 
 def test_segmentation_loss_gradcheck_and_nothing_labelled():

@@ -2,8 +2,12 @@
 
 import hashlib
 import io
+import sys
 import urllib.error
 import zlib
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -11,7 +15,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from data.disk import InputError, read_image
-from slidr.teachers import TEACHERS, ImageHead, Teacher, load_teacher, weights
+from slidr.teachers import TEACHERS, Teacher, load_teacher, weights
 from slidr.teachers.resnet import BasicBlock, ResNet
 from slidr.teachers.vit import VisionTransformer
 from slidr.teachers.weights import Entry
@@ -72,6 +76,68 @@ def test_features_equal_the_original_on_seeded_weights(shared, file, name, optio
     wanted = torch.from_numpy(z["encoder_sample_val"][here]).float()
     assert here.sum() > 100
     assert (values - wanted).norm() / wanted.norm() < 2e-5
+
+
+@pytest.fixture(scope="module")
+def timm():
+    """An independent implementation. Of what it imports only its networks are used: for anything else it lacks here
+    (torchvision, the hub's client) stand-ins do."""
+
+    class StandIns(MetaPathFinder, Loader):
+        def find_spec(self, name, path=None, target=None):
+            if name.partition(".")[0] in ("torchvision", "huggingface_hub", "safetensors"):
+                return ModuleSpec(name, self, is_package=True)
+
+        def create_module(self, spec):
+            return MagicMock(name=spec.name, __path__=[], __spec__=spec)
+
+        def exec_module(self, module):
+            pass
+
+    before, finder = set(sys.modules), StandIns()
+    sys.meta_path.append(finder)  # last: what is installed comes first
+    try:
+        yield pytest.importorskip("timm")
+    finally:
+        sys.meta_path.remove(finder)
+        for name in set(sys.modules) - before:
+            if isinstance(sys.modules[name], MagicMock):
+                del sys.modules[name]
+
+
+def randomised(network: torch.nn.Module) -> torch.nn.Module:
+    """In eval mode, with weights and statistics far from their initial ones."""
+    network.load_state_dict(seeded(network.state_dict(), 3))
+    return network.eval()
+
+
+@torch.no_grad()
+def test_resnet_50_is_timms(timm):
+    """The strided one as it is; the dilated one at every eighth position, which dilation leaves as they were."""
+    x = torch.randn(1, 3, 64, 96, generator=torch.Generator().manual_seed(0))
+    strided, dilated = (randomised(build("resnet50_imagenet", dilated=d)) for d in (False, True))
+    theirs = timm.create_model("resnet50", num_classes=0, global_pool="").eval()
+    theirs.load_state_dict(strided.state_dict())
+    wanted = theirs(x)
+    assert wanted.shape == (1, 2048, 2, 3) and wanted.std() > 0.1
+    assert (strided(x) - wanted).norm() < 2e-6 * wanted.norm()
+    assert dilated(x).shape == (1, 2048, 16, 24)
+    assert (dilated(x)[..., ::8, ::8] - wanted).norm() < 2e-6 * wanted.norm()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("name", "patch", "layer_scale"), [("vit_small_patch16_224", 16, False), ("vit_small_patch14_dinov2", 14, True)]
+)
+def test_vits_are_timms(timm, name, patch, layer_scale):
+    """At the size that the position embedding is stored for (DINO interpolates it in its own way, timm in another)."""
+    side = 5 * patch
+    ours = randomised(VisionTransformer(384, 12, 6, patch, side, layer_scale))
+    theirs = timm.create_model(name, img_size=side, num_classes=0, global_pool="").eval()
+    theirs.load_state_dict(ours.state_dict())
+    x = torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(0))
+    wanted = theirs.forward_features(x)[:, 1:].transpose(1, 2).reshape(2, 384, 5, 5)
+    assert wanted.std() > 0.1 and (ours(x) - wanted).norm() < 2e-6 * wanted.norm()
 
 
 def test_the_real_vit_tells_regions_apart(shared):
@@ -152,11 +218,20 @@ def test_nothing_is_downloaded_without_a_checksum(monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     ("nest", "prefix", "extra"),
     [
-        (None, "", {"fc.weight": 1}),
-        ("state_dict", "module.encoder_q.", {"module.encoder_k.conv1.weight": 1, "module.queue": 1}),
+        (None, "", {"fc.weight": 1, "fc.bias": 1}),  # torchvision
+        (None, "", {}),  # DINO's backbone alone
+        (
+            "state_dict",
+            "module.encoder_q.",
+            {"module.encoder_q.fc.0.weight": 1, "module.encoder_q.fc.2.bias": 1, "module.encoder_k.conv1.weight": 1}
+            | {"module.queue": 1, "module.queue_ptr": 1},
+        ),
         (None, "module.", {"module.projection_head.0.weight": 1, "module.prototypes.weight": 1}),
-        ("teacher", "module.backbone.", {"module.head.mlp.0.weight": 1}),
+        (None, "module.", {"module.projection_head.1.running_var": 1, "module.prototypes.prototypes0.weight": 1}),
+        ("teacher", "module.backbone.", {"module.head.mlp.0.weight": 1, "module.head.last_layer.weight_g": 1}),
+        ("model", "encoder.", {"head.weight": 1}),
     ],
+    ids=["torchvision", "DINO", "MoCo", "SwAV", "DeepClusterV2", "DINO in full", "encoder"],
 )
 def test_public_layouts_load(small, tmp_path, nest, prefix, extra):
     network, _ = small
@@ -229,10 +304,11 @@ def test_the_demo_teacher_is_cheap():
     assert counter.get_total_flops() < 1.5e9
 
 
-def test_the_head_gives_unit_vectors_at_every_pixel():
-    out = ImageHead(5, 7, 4)(torch.randn(2, 5, 8, 12))
-    assert out.shape == (2, 7, 32, 48)
-    assert torch.allclose(out.norm(dim=1), torch.ones(2, 32, 48), atol=1e-5)
+def test_a_resnet_keeps_its_strides_where_asked():
+    teacher = load_teacher("resnet_small", "random", dilated=False)
+    assert (teacher.stride, teacher(torch.rand(1, 3, 32, 48)).shape) == (8, (1, 64, 4, 6))
+    with pytest.raises(InputError, match="`dilated` cannot be false: `vit_small_16_dino` has no strides"):
+        load_teacher("vit_small_16_dino", "random", dilated=False)
 
 
 def test_a_crop_that_the_patch_does_not_divide():

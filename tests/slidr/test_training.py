@@ -1,6 +1,7 @@
 """The loop: schedule, modes, a loss that is no number; and the folder of a run."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -70,6 +71,25 @@ def test_fit_trains_logs_and_validates(settings):
     losses = [row["loss"] for row in rows if "loss" in row]
     assert losses[-1] < losses[0] and rows[-1]["val_miou"] == 0.5 and rows[0]["extra"] == 1.0
     assert (run.folder / "report.md").read_text() == "# done\n"
+
+
+def test_what_a_person_reads_while_it_trains(settings, capsys):
+    """Loss, learning rate, the stage's own numbers, speed of frames and images, waiting, time left, validation."""
+
+    class WithImages(Loader):
+        def __iter__(self):
+            return iter([replace(batch(), images=torch.zeros(6, 3, 1, 1)) for _ in range(self.n)])
+
+    weight = nn.Parameter(torch.ones(1))
+    optimizer = sgd(settings, [{"params": [weight], "lr": 0.5}])
+    run, loss_of = Run("x", settings), lambda b: (weight.sum(), {"pairs": 22430, "accuracy": 0.123456})
+    fit(run, settings, WithImages(5), optimizer, loss_of, validate=lambda: {"val_loss": 4.56789})
+    row = next(row for row in run.rows if row["step"] == 10)
+    assert row["images_per_second"] == pytest.approx(6 * row["frames_per_second"])
+    assert 0 <= row["waiting_for_data"] <= 1 and row["pairs"] == 22430 and row["lr"] == 0.5 * cosine(1, 4)
+    last, validated = capsys.readouterr().out.splitlines()[-2:]
+    assert "epoch 4/4  step 20/20  loss " in last and "pairs 22,430  accuracy 0.1235" in last and "00:00 left" in last
+    assert validated == "x: epoch 4/4  val loss 4.568"
 
 
 def test_without_a_trained_module_nothing_enters_train_mode(settings):

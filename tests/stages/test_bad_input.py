@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+from slidr.teachers import load_teacher
 from tests.stages.conftest import SMALL
 
 PRETRAIN = ["pretrain", "--root=world", "--name=run", *SMALL]
@@ -214,6 +215,42 @@ def test_a_superpixel_map_of_the_wrong_size(command):
         Image.new("L", (7, 5)).save(map_)
     sentence = command.refused(*PRETRAIN)
     assert "5" in sentence and "7" in sentence and path.suffix == ".jpg"
+
+
+def test_a_teacher_whose_patch_does_not_divide_the_crop(command):
+    sentence = command.refused(*PRETRAIN, "--teacher=dinov2_vits14", "--crop=[60, 100]")
+    assert "patch of 14 pixels" in sentence and "--crop" in sentence and "[56, 98]" in sentence
+    nothing_half_written()
+
+
+def test_a_transformer_has_no_strides_to_keep(command):
+    sentence = command.refused(*PRETRAIN, "--teacher=dinov2_vits14", "--dilated=false")
+    assert "`dilated` cannot be false" in sentence
+    nothing_half_written()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda w: w.update({"conv1.weight": torch.zeros(32, 3, 3, 3)}), "`conv1.weight` has shape [32, 3, 3, 3]"),
+        (lambda w: w.pop("layer2.0.conv2.weight"), "lacks the key `layer2.0.conv2.weight`"),
+        (lambda w: w.update({"layer3.0.conv1.weight": torch.zeros(1)}), "unknown key `layer3.0.conv1.weight`"),
+    ],
+)
+def test_a_teachers_checkpoint_that_does_not_fit(command, change, words):
+    weights = load_teacher("resnet_small", "random").network.state_dict()
+    change(weights)
+    torch.save({"state_dict": weights}, "teacher.pth")
+    assert words in command.refused(*PRETRAIN, "--teacher_weights=teacher.pth")
+    nothing_half_written()
+
+
+def test_a_superpixel_map_that_does_not_decode(command):
+    assert command("superpixels", "--root=world", "--segments=20", "--workers=0")[0] == 0
+    for map_ in Path("superpixels/synthetic/superpixels_slic_20_6_1").glob("*.png"):
+        map_.write_bytes(map_.read_bytes()[:40])
+    assert "superpixel map" in command.refused(*PRETRAIN)
+    nothing_half_written()
 
 
 def test_a_device_that_is_not_there(command):
