@@ -17,6 +17,7 @@ from slidr.pooling import POOLING_BACKEND, pool_pairs, pool_superpixels
 from slidr.stages.show import draw_similarity, read_frame
 from slidr.student import SPEC_KEYS, Student, StudentSpec, save_student
 from slidr.teachers import load_teacher
+from slidr.teachers.vit import VisionTransformer
 from slidr.training import Run, autocast, fit, prepare, sgd
 from triton_kernels import backend
 
@@ -50,6 +51,8 @@ def run(settings: Pretrain) -> Path:
 
     # Networks: the student is trained, the teacher frozen, the 1x1 head on the teacher trained (section 3.1)
     teacher = load_teacher(settings.teacher, settings.teacher_weights, settings.weights_folder, settings.dilated)
+    if isinstance(teacher.network, VisionTransformer):
+        teacher.network.patches(*settings.crop)  # a crop that does not fit ends here, not at the first step
     teacher.to(device)
     head = nn.Conv2d(teacher.channels, settings.feature_size, 1)  # upsampling and L2 per pixel: slidr.pooling
     spec = StudentSpec(**{name: getattr(settings, name) for name in SPEC_KEYS})

@@ -94,14 +94,19 @@ class VisionTransformer(nn.Module):
         patches = F.interpolate(patches, scale_factor=scale, mode="bicubic")
         return torch.cat((self.pos_embed[:, :1], patches.flatten(2).transpose(1, 2)), 1)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """`[B, 3, h, w]` normalised -> `[B, channels, h / patch, w / patch]`; InputError unless patches fill it."""
-        rows, columns = (side // self.stride for side in x.shape[2:])
-        if x.shape[2:] != (rows * self.stride, columns * self.stride):
+    def patches(self, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns of patches in an image of that size in pixels; InputError unless they fill it."""
+        rows, columns = height // self.stride, width // self.stride
+        if (height, width) != (rows * self.stride, columns * self.stride):
             raise InputError(
-                f"the crop {x.shape[2]} x {x.shape[3]} is no multiple of this teacher's patch of {self.stride} pixels; "
+                f"the crop {height} x {width} is no multiple of this teacher's patch of {self.stride} pixels; "
                 f"set --crop to e.g. [{rows * self.stride}, {columns * self.stride}]."
             )
+        return rows, columns
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """`[B, 3, h, w]` normalised -> `[B, channels, h / patch, w / patch]`; InputError unless patches fill it."""
+        rows, columns = self.patches(*x.shape[2:])
         x = self.patch_embed.proj(x)
         x = torch.cat((self.cls_token.expand(len(x), -1, -1), x.flatten(2).transpose(1, 2)), 1)
         x = x + self._positions(rows, columns)

@@ -221,6 +221,7 @@ def test_a_teacher_whose_patch_does_not_divide_the_crop(command):
     sentence = command.refused(*PRETRAIN, "--teacher=dinov2_vits14", "--crop=[60, 100]")
     assert "patch of 14 pixels" in sentence and "--crop" in sentence and "[56, 98]" in sentence
     nothing_half_written()
+    assert not list(Path("output").glob("pretrain/*"))
 
 
 def test_a_transformer_has_no_strides_to_keep(command):
