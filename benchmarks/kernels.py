@@ -69,6 +69,7 @@ class Compiled:
     tensor_cores: int | None
     async_copies: int | None
     wgmma_from_registers: int | None
+    narrow_rows: int  # column vectors of row addresses computed in 32 bits, which overflow beyond 2^31 elements
 
 
 INT32 = """order table ordered lists counts rows_in rows_out start coordinates slot_rows fine_of coarse_of pairs_fine
@@ -167,7 +168,10 @@ def compile_job(job: Job, target: str) -> Compiled:
     source = ASTSource(job.kernel, signature=signature, constexprs=job.constants, attrs=aligned)
     options = {"num_warps": job.warps, "num_stages": job.stages if target != "gfx942" else 2}
     compiled = triton.compile(source, target=TARGETS[target], options=options)
-    row = Compiled(job.name, target, None, compiled.metadata.shared, None, None, None, None)
+    row = Compiled(job.name, target, None, compiled.metadata.shared, None, None, None, None, 0)
+    height = job.constants.get("HEIGHT", job.constants.get("DEPTH"))
+    narrow = rf"tt\.addptr .*tensor<{height}x1x!tt\.ptr<\w+>>, tensor<{height}x1xi32>"
+    row.narrow_rows = len(re.findall(narrow, compiled.asm["ttir"]))
     if "cubin" not in compiled.asm:
         return row
     ptx = compiled.asm["ptx"]

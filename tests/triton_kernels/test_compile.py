@@ -57,6 +57,8 @@ def test_some_kernels_compile_for_every_target(tmp_path):
     rows = compiled(tmp_path, FEW, "sm_90")
     assert len(rows) > 20
     check(rows)
+    large = [row for row in rows if re.search("convolve.*tile 128|weight_gradient", row["name"])]
+    assert len(large) > 5 and not any(row["narrow_rows"] for row in large)  # features beyond 2^31 elements
     others = compiled(tmp_path, "^(find|convolve forward 27 96x96 bf16 tile 64)", "sm_80", "sm_100", "gfx942")
     assert {row["target"] for row in others} == {"sm_80", "sm_100", "gfx942"}
     check(others)

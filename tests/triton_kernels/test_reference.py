@@ -208,6 +208,11 @@ def test_cat_and_to_points():
     with pytest.raises(ValueError, match="same coordinates"):
         cat(x, SparseTensor(x.features, coordinates))
     assert "3 batch items" in repr(x) and "2 channels" in repr(x)
+    item, mine = x[2], coordinates[:, 0] == 2
+    assert torch.equal(item.coordinates, coordinates[mine]) and torch.equal(item.features, x.features[mine])
+    assert len(x[1].features) == 0  # an empty batch item
+    moved = x.to("cpu")
+    assert torch.equal(moved.features, x.features) and moved.cache is not x.cache
 
 
 CORNER = torch.tensor([[0, LOWEST[1], 0, 0]])  # no multiple of 3: rounded down it leaves the range
