@@ -1,12 +1,25 @@
 """The engine's operators as torch sees them: schemas, fakes, autocast, torch.compile; and that nothing waits."""
 
+import contextlib
+
 import pytest
 import torch
+from torch import nn
 from torch.library import opcheck
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from slidr.minkunet import MinkUNet
 from tests.triton_kernels.test_reference import cloud
-from triton_kernels import SparseTensor, kernel_map
+from triton_kernels import (
+    BatchNorm,
+    CylindricalGrid,
+    SparseConv3d,
+    SparseConvTranspose3d,
+    SparseTensor,
+    kernel_map,
+    to_points,
+    voxelize,
+)
 from triton_kernels.coordinates import pack
 from triton_kernels.hash_table import HashTable
 
@@ -79,23 +92,47 @@ def test_autocast(network):
     assert (out - expected).norm() / expected.norm() < 0.1
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="only a GPU can be waited for")
-def test_the_host_never_waits_between_the_size_read_and_the_loss():
-    from triton_kernels import CylindricalGrid, voxelize
+class TorchsOwnWatch(contextlib.AbstractContextManager):
+    """On a GPU torch itself fails at every wait."""
 
-    network = MinkUNet(5, "res16unet14c", width=0.25).cuda()
-    points = torch.randn(5000, 3, device="cuda") * 10
-    batch = (torch.arange(5000, device="cuda") >= 2500).int()
-
-    def step():
-        v = voxelize(points, batch, CylindricalGrid(), strides=(1, 2, 4, 8, 16))
+    def __enter__(self):
         torch.cuda.set_sync_debug_mode("error")
-        try:
-            out = network(SparseTensor(points[v.first][:, :1], v)).features
+
+    def __exit__(self, *_):
+        torch.cuda.set_sync_debug_mode("default")
+
+
+class NoWaiting(TorchDispatchMode):
+    """Fails at every operation whose result the host must see before it can go on: each would wait for a GPU."""
+
+    WAITS = ("_local_scalar_dense", "nonzero", "masked_select", "unique")
+
+    def __torch_dispatch__(self, op, types, args=(), kwargs=None):
+        boolean = op.name() == "aten::index.Tensor" and any(i is not None and i.dtype == torch.bool for i in args[1])
+        assert not boolean and not any(name in op.name() for name in self.WAITS), f"{op.name()} waits for the device"
+        return op(*args, **(kwargs or {}))
+
+
+def test_the_host_never_waits_between_the_size_read_and_the_loss(triton_device):
+    network = nn.ModuleList(
+        [SparseConv3d(1, 8, 3), BatchNorm(8), SparseConv3d(8, 8, 2, 2), BatchNorm(8), SparseConvTranspose3d(8, 4, 2, 2)]
+    ).to(triton_device)
+    points = torch.randn(120, 3, device=triton_device)
+    batch = (torch.arange(120, device=triton_device) >= 60).int()
+
+    def step(watch):
+        v = voxelize(points, batch, CylindricalGrid(1.0, 30.0, 1.0), strides=(1, 2))
+        with watch:
+            x = SparseTensor(points[v.first][:, :1], v)
+            for layer in network:
+                x = layer(x, relu=True) if isinstance(layer, BatchNorm) else layer(x)
+            out = to_points(x, v.inverse)
             out.square().mean().backward()
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
         return out
 
-    step()  # compiles, and makes what is made once a process
-    assert step().isfinite().all()
+    step(contextlib.nullcontext())  # compiles, and makes what is made once a process
+    assert step(NoWaiting()).isfinite().all()
+    if triton_device.type == "cuda":
+        assert step(TorchsOwnWatch()).isfinite().all()
+    with pytest.raises(AssertionError, match="waits for the device"), NoWaiting():
+        int(points.sum())  # the watch itself works
