@@ -12,8 +12,6 @@ from triton_kernels.backend import INTERPRETED, UNSPECIALIZED
 from triton_kernels.configurations import configuration
 from triton_kernels.kernel_map import Pairs, Tiles
 
-CHUNK = 4096  # pairs multiplied at once in torch: gathered rows and products stay in the processor's cache
-
 # Raw operators called by autograd.Function: torch.library's own register_autograd takes 65 us more a call.
 library = torch.library.Library("triton_kernels", "DEF")
 
@@ -104,27 +102,22 @@ library.define("weight_gradient_tiles(Tensor x, Tensor grad, Tensor rows_in, Ten
 
 
 def _chunks(rows_in, rows_out, counts, volume, centre):
-    """(k, rows in, rows out) of at most CHUNK pairs; the centre, where every row meets itself, needs no gathering."""
-    end = 0
-    for i, count in enumerate(counts):
-        begin, end = end, end + count
-        k = i % volume
-        if k != centre:
-            for at in range(begin, end, CHUNK):
-                piece = slice(at, min(at + CHUNK, end))
-                yield k, rows_in[piece], rows_out[piece]
+    """(k, rows in, rows out) of each block; the centre, where every row meets itself, needs no gathering."""
+    for i, (rows, others) in enumerate(zip(rows_in.split(counts), rows_out.split(counts), strict=True)):
+        if i % volume != centre and len(rows):
+            yield i % volume, rows, others
 
 
-def _multiplier(rows: int, like: torch.Tensor, channels: int):
-    """`a, b -> a @ b` for up to `rows` rows, into one buffer that stays in cache; widened to float32 from halves."""
-    buffer = like.new_empty(min(rows, CHUNK), channels)
+def _multiplier(counts: list[int], like: torch.Tensor, channels: int):
+    """`a, b -> a @ b` for up to the largest count of rows, into one buffer that stays in cache; halves as float32."""
+    buffer = like.new_empty(max(counts), channels)
     wide = torch.promote_types(like.dtype, torch.float32)
     return lambda a, b: torch.mm(a, b, out=buffer[: len(a)]).to(wide)
 
 
-def _gatherer(rows: int, source: torch.Tensor):
-    """`i -> source[i]` for up to `rows` rows, into one buffer."""
-    buffer = source.new_empty(min(rows, CHUNK), source.shape[1])
+def _gatherer(counts: list[int], source: torch.Tensor):
+    """`i -> source[i]` for up to the largest count of rows, into one buffer."""
+    buffer = source.new_empty(max(counts), source.shape[1])
     return lambda i: torch.index_select(source, 0, i, out=buffer[: len(i)])
 
 
@@ -136,7 +129,7 @@ def _convolve_pairs(x, weight, rows_in, rows_out, counts, centre, n_out):
         out = x.new_zeros(n_out, weight.shape[2], dtype=wide)
     else:
         out = (x @ weight[centre]).to(wide)
-    gather, multiply = _gatherer(len(rows_in), x), _multiplier(len(rows_in), x, weight.shape[2])
+    gather, multiply = _gatherer(counts, x), _multiplier(counts, x, weight.shape[2])
     for k, i, o in _chunks(rows_in, rows_out, counts, len(weight), centre):
         out.index_add_(0, o, multiply(gather(i), weight[k]))
     return out.to(x.dtype)
@@ -146,16 +139,15 @@ def _convolve_pairs(x, weight, rows_in, rows_out, counts, centre, n_out):
 def _convolve_pairs_backward(grad, x, weight, rows_in, rows_out, counts, centre, for_x, for_weight):
     grad, weight_dtype, weight = grad.contiguous(), weight.dtype, weight.to(x.dtype)
     wide = torch.promote_types(x.dtype, torch.float32)
-    grad_x, grad_weight = (
-        torch.zeros_like(t if wanted else t[:0], dtype=wide) for t, wanted in ((x, for_x), (weight, for_weight))
-    )
+    grad_x = torch.zeros_like(x if for_x else x[:0], dtype=wide)
+    grad_weight = torch.zeros_like(weight if for_weight else weight[:0], dtype=wide)
     if centre is not None:
         if for_x:
-            grad_x += grad @ weight[centre].T
+            grad_x = (grad @ weight[centre].T).to(wide)
         if for_weight:
             grad_weight[centre] = x.T @ grad
-    gather, gather_grad = _gatherer(len(rows_in), x), _gatherer(len(rows_in), grad)
-    multiply = _multiplier(len(rows_in), grad, x.shape[1])
+    gather, gather_grad = _gatherer(counts, x), _gatherer(counts, grad)
+    multiply = _multiplier(counts, grad, x.shape[1])
     for k, i, o in _chunks(rows_in, rows_out, counts, len(weight), centre):
         gathered = gather_grad(o)
         if for_x:

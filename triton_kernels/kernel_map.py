@@ -28,7 +28,9 @@ from triton_kernels.coordinates import (
 )
 from triton_kernels.hash_table import HashTable, distinct, find, first_rows
 
-BLOCK = 4096  # rows whose pairs stand together in `Pairs`: what they read and write stays in the processor's cache
+BLOCK = (
+    4096  # rows whose pairs stand together in `Pairs` and are multiplied at once: they stay in the processor's cache
+)
 SORTABLE = 62  # offsets that fit a row's bit mask; larger kernels keep their rows unsorted
 
 
