@@ -29,8 +29,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--root", required=True, help="folder that holds dataset/sequences")
     parser.add_argument("--overfit", action="store_true", help="instead: fine-tune and score on the same train frames")
-    parser.add_argument("--overfit_pct", type=float, default=33, help="per cent of the train frames to learn by heart")
-    parser.add_argument("--overfit_epochs", type=int, default=75, help="passes over them")
+    parser.add_argument("--overfit_pct", type=float, default=3, help="per cent of the train frames to learn by heart")
+    parser.add_argument("--overfit_epochs", type=int, default=400, help="passes over them")
     parser.add_argument("--teacher_weights", help="a ViT-S/14 in DINOv2's layout")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=14, help="of pretraining")
@@ -77,8 +77,8 @@ def overfit(options: argparse.Namespace) -> None:
     common = {"dataset": "kitti", "root": options.root, "output": options.output, "workers": 1, "pictures": 1}
     common["name"] = f"overfit-{datetime.datetime.now():%H%M%S}"
     tune = {
-        "weights": "random", "pct": options.overfit_pct, "epochs": options.overfit_epochs, "batch": 1, "lr": 0.1,
-        "augment": False, "validate_every": options.overfit_epochs,
+        "weights": "random", "pct": options.overfit_pct, "epochs": options.overfit_epochs, "batch": 3, "lr": 0.2,
+        "lr_head": 0.3, "bn_momentum": 0.1, "augment": False, "validate_every": options.overfit_epochs,
     }  # fmt: skip
     tuned = fewshot.run(config.validate(config.Fewshot, common | STUDENT | tune))["folder"]
     seen = {"weights": str(tuned / "model.pt"), "split": "train", "subset": tuned / "subset.txt"}
