@@ -4,6 +4,7 @@ import importlib
 import sys
 
 from data.disk import InputError
+from data.workers import dead_workers_named
 from slidr import config
 
 # In the order in which a user meets them: name -> (settings, prefix of the recipe taken when no YAML is named)
@@ -37,7 +38,8 @@ def main(arguments: list[str]) -> int:
             print(f"python run.py {name} [cfg.yaml] [--key value ...]\n\n{config.describe(settings_type)}")
             return 0
         settings = config.load(settings_type, rest, recipe)
-        importlib.import_module(f"slidr.stages.{name}").run(settings)
+        with dead_workers_named():
+            importlib.import_module(f"slidr.stages.{name}").run(settings)
     except InputError as error:
         print(f"run.py {name}: {error}", file=sys.stderr)
         return 2

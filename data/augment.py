@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 from data.frame import CameraView, Frame, Pairs
 
@@ -56,7 +55,7 @@ class Augmentation:
 
 def draw(rng: np.random.Generator, frame: Frame, settings: AugmentSettings) -> Augmentation:
     """Parameters for `frame`; without `settings.train` those of a plain resize."""
-    sizes = [view.image.shape[:2] for view in frame.cameras]
+    sizes = [view.size for view in frame.cameras]
     whole = tuple((0, 0, *size) for size in sizes)
     if not settings.train:
         return Augmentation(crop=settings.crop, boxes=whole, mirrored=(False,) * len(sizes))
@@ -96,7 +95,7 @@ def apply(frame: Frame, drawn: Augmentation) -> Frame:
         cuts = list(zip(cameras, drawn.boxes, drawn.mirrored, strict=True))
         pairs = Pairs.concatenate(
             [
-                _cropped_pairs(pairs.select(pairs.camera == i), view.image.shape[:2], box, drawn.crop, mirrored)
+                _cropped_pairs(pairs.select(pairs.camera == i), view.size, box, drawn.crop, mirrored)
                 for i, (view, box, mirrored) in enumerate(cuts)
             ]
         )
@@ -170,17 +169,48 @@ def _cropped_pairs(pairs: Pairs, size: tuple[int, int], box: Box, crop: tuple[in
 
 def _cropped_view(view: CameraView, box: Box, crop: tuple[int, int], mirrored: bool) -> CameraView:
     """Bilinear image without antialiasing (as published; today's defaults differ by up to 0.3), nearest superpixels."""
-    top, left, rows, columns = box
-    cut = slice(top, top + rows), slice(left, left + columns)
-    image = torch.from_numpy(view.image[cut].transpose(2, 0, 1).copy())[None].float() / 255
-    image = F.interpolate(image, size=crop, mode="bilinear", align_corners=False)[0].permute(1, 2, 0).numpy()
-    superpixels = view.superpixels
+    image, superpixels = _bilinear(view.image, view.size, box, crop), view.superpixels
     if superpixels is not None:
-        superpixels = superpixels[cut][_nearest(rows, crop[0])[:, None], _nearest(columns, crop[1])]
+        rows, columns = (
+            (first + _nearest(length, target)) * stored // whole
+            for first, length, target, stored, whole in zip(
+                box[:2], box[2:], crop, superpixels.shape, view.size, strict=True
+            )
+        )
+        superpixels = superpixels[rows[:, None], columns]
     if mirrored:
         image = image[:, ::-1]
         superpixels = None if superpixels is None else superpixels[:, ::-1]
-    return replace(view, image=image, superpixels=superpixels)
+    return replace(view, image=image, superpixels=superpixels, size=crop)
+
+
+def _bilinear(image: np.ndarray, size: tuple[int, int], box: Box, crop: tuple[int, int]) -> np.ndarray:
+    """`box` of an image of `size` resized to `crop` `[*crop, 3]` float32 in 0..1, as torch's `interpolate` has it.
+
+    Only the four pixels that each pixel is made of are converted: most of a large image is never looked at. An `image`
+    that is stored smaller than its `size` is sampled at the same places.
+    """
+    (above, below, down), (left, right, along) = (
+        _neighbours(first * stored / whole, length * stored / whole, target)
+        for first, length, target, stored, whole in zip(box[:2], box[2:], crop, image.shape, size, strict=False)
+    )
+    corners = np.take(image[np.concatenate([above, below])], np.concatenate([left, right]), axis=1)
+    pixels = torch.from_numpy(corners).float().div_(255)
+    along, down = torch.from_numpy(along)[:, None], torch.from_numpy(down)[:, None, None]
+    pixels = pixels[:, : crop[1]] * (1 - along) + pixels[:, crop[1] :] * along
+    return (pixels[: crop[0]] * (1 - down) + pixels[crop[0] :] * down).numpy()
+
+
+def _neighbours(first: float, length: float, target: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The two source pixels of each of `target` pixels, and the second one's weight `[target]` float32.
+
+    The source begins at pixel `first` and is `length` pixels long. Places are rounded to float32 as torch does.
+    """
+    places = np.float64(np.float32(length / target)) * (np.arange(target) + 0.5) - 0.5
+    places = np.maximum(places.astype(np.float32), 0) + np.float64(first)
+    low = places.astype(np.int64)
+    high = np.minimum(low + 1, math.ceil(first + length) - 1)
+    return low, high, (places - low).astype(np.float32)
 
 
 def _nearest(source: int, target: int) -> np.ndarray:

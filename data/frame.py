@@ -1,5 +1,6 @@
 """The typed things that flow from disk to the networks: Frame, CameraView, Pairs, Batch."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Protocol
@@ -7,7 +8,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from data.disk import InputError
+from data.disk import InputError, image_size, read_image
 
 
 @dataclass
@@ -17,7 +18,18 @@ class CameraView:
     name: str  # sensor channel, e.g. "CAM_FRONT" or "image_2"
     token: str  # unique in its data set; names the superpixel map on disk
     image: np.ndarray  # [H, W, 3]: uint8 as read; float32 in 0..1 once augmented
-    superpixels: np.ndarray | None = None  # [H, W] int32, any number of ids
+    superpixels: np.ndarray | None = None  # [H, W] of any integers, any number of ids
+    file: Path | None = None  # where the image comes from
+    size: tuple[int, int] | None = None  # (H, W) in whose pixels pairs count: image and map may be shrunk; None = as is
+
+    def __post_init__(self):
+        self.size = self.size or self.image.shape[:2]
+
+
+def read_view(name: str, token: str, file: Path, shrink: int = 1) -> CameraView:
+    """The view of an image file, its image at 1 / shrink of its size. Raises InputError if it does not decode."""
+    image = read_image(file, shrink)
+    return CameraView(name, token, image, file=file, size=image_size(file) if shrink > 1 else None)
 
 
 @dataclass
@@ -72,8 +84,11 @@ class Reader(Protocol):
 
     def __len__(self) -> int: ...
 
-    def read(self, index: int, images: bool = True, labels: bool = True) -> Frame:
-        """Frame `index`. Without images: no cameras and no pairs. Raises InputError for files that cannot be used."""
+    def read(self, index: int, images: bool = True, labels: bool = True, shrink: int = 1) -> Frame:
+        """Frame `index`. Without images: no cameras and no pairs. Raises InputError for files that cannot be used.
+
+        With `shrink` images have 1 / shrink of their size (`data.disk.read_image`); pairs do not change.
+        """
         ...
 
     def image_files(self) -> list[tuple[str, Path]]:
@@ -97,12 +112,23 @@ class Batch:
     def to(self, device: torch.device | str) -> "Batch":
         """The same batch on `device`."""
 
-        def move(value):
-            if isinstance(value, Pairs):
-                return Pairs(*(move(getattr(value, f.name)) for f in fields(Pairs)))
-            return value.to(device, non_blocking=True) if isinstance(value, torch.Tensor) else value
+        return self._with(lambda tensor: tensor.to(device, non_blocking=True))
 
-        return replace(self, **{f.name: move(getattr(self, f.name)) for f in fields(self)})
+    def pin_memory(self) -> "Batch":
+        """The same batch in memory from which a GPU copies while it computes (called by torch's DataLoader)."""
+        return self._with(torch.Tensor.pin_memory)
+
+    def share_memory_(self) -> "Batch":
+        """The same batch in memory that other processes see. Raises RuntimeError if there is too little of it."""
+        return self._with(torch.Tensor.share_memory_)
+
+    def _with(self, move: Callable[[torch.Tensor], torch.Tensor]) -> "Batch":
+        def moved(value):
+            if isinstance(value, Pairs):
+                return Pairs(*(moved(getattr(value, f.name)) for f in fields(Pairs)))
+            return move(value) if isinstance(value, torch.Tensor) else value
+
+        return replace(self, **{f.name: moved(getattr(self, f.name)) for f in fields(self)})
 
 
 def collate(frames: list[Frame], intensity_offset: float = 0.0) -> Batch:

@@ -1,5 +1,6 @@
 """Reader -> batches: reads, segments, augments and collates, reproducible by seed whatever the number of workers."""
 
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -7,12 +8,14 @@ from pathlib import Path
 
 import numpy as np
 from torch.utils.data import DataLoader, Dataset, Sampler
+from tqdm import tqdm
 
 from data import augment as augmentation
 from data.augment import AugmentSettings
 from data.disk import InputError
 from data.frame import Batch, Frame, Reader, collate
 from data.superpixels import SuperpixelSettings, load_or_compute
+from data.workers import handed_over, results
 
 
 def select(reader: Reader, rows: list[int]) -> "Selection":
@@ -32,9 +35,9 @@ class Selection:
     def __len__(self) -> int:
         return len(self._rows)
 
-    def read(self, index: int, images: bool = True, labels: bool = True) -> Frame:
+    def read(self, index: int, images: bool = True, labels: bool = True, shrink: int = 1) -> Frame:
         """Frame `index` of the selection."""
-        return self._reader.read(self._rows[index], images, labels)
+        return self._reader.read(self._rows[index], images, labels, shrink)
 
     def image_files(self) -> list[tuple[str, Path]]:
         """Those of the whole reader."""
@@ -43,24 +46,37 @@ class Selection:
 
 @dataclass
 class _Frames(Dataset):
-    """Item (epoch, index) -> a prepared Frame, or the InputError that reading it raised."""
+    """Item (epoch, index) -> a prepared frame, and (id, sentence) of those that could not be read on the way to it.
+
+    The next frame stands in for one that cannot be read, so that batches keep their number and size; None after more
+    of them than there may be.
+    """
 
     reader: Reader
     augment: AugmentSettings | None
     superpixels: tuple[Path, SuperpixelSettings] | None
     images: bool
     labels: bool
+    shrink: int
     seed: int
+    spared: int  # frames that may stay unread
 
-    def __getitem__(self, item: tuple[int, int]) -> Frame | InputError:
+    def __getitem__(self, item: tuple[int, int]) -> tuple[Frame | None, list[tuple[str, str]]]:
         epoch, index = item
-        try:
-            frame = self.reader.read(index, images=self.images, labels=self.labels)
-            if self.superpixels:
-                for view in frame.cameras:
-                    view.superpixels = load_or_compute(view, *self.superpixels)
-        except InputError as error:
-            return error  # raised by the parent: an exception would arrive as a traceback's text
+        unread = []
+        while len(unread) <= self.spared:
+            try:
+                return self._prepared(epoch, index), unread
+            except InputError as error:
+                unread.append((self.reader.ids[index], str(error)))
+                index = (index + 1) % len(self.reader)
+        return None, unread
+
+    def _prepared(self, epoch: int, index: int) -> Frame:
+        frame = self.reader.read(index, images=self.images, labels=self.labels, shrink=self.shrink)
+        if self.superpixels:
+            for view in frame.cameras:
+                view.superpixels = load_or_compute(view, *self.superpixels)
         if self.augment is None:
             return frame
         rng = np.random.default_rng([self.seed, epoch, index])
@@ -87,10 +103,14 @@ class _Order(Sampler):
 
 
 class Loader:
-    """Iterable of Batch; `set_epoch` before each epoch."""
+    """Iterable of Batch; `set_epoch` before each epoch.
+
+    unread: ids of the frames that could not be read so far, in any epoch.
+    """
 
     def __init__(self, loader: DataLoader, order: _Order):
         self._loader, self._order = loader, order
+        self.unread: set[str] = set()
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch whose order and augmentations come next."""
@@ -100,13 +120,24 @@ class Loader:
         return len(self._loader)
 
     def __iter__(self) -> Iterator[Batch]:
-        for batch in self._loader:
-            if isinstance(batch, InputError):
-                try:
-                    raise batch
-                finally:
-                    del batch  # else the error's traceback and this frame keep each other, and the workers, alive
+        for batch, unread in results(self._loader):
+            for name, sentence in unread:
+                self._leave_out(name, sentence)
             yield batch
+
+    def _leave_out(self, name: str, sentence: str) -> None:
+        frames, spared = len(self._loader.dataset.reader), self._loader.dataset.spared
+        known = name in self.unread
+        self.unread.add(name)
+        if len(self.unread) > spared == 0:
+            raise InputError(sentence)
+        if len(self.unread) > spared:
+            raise InputError(
+                f"{len(self.unread)} of {frames} frames cannot be read, more than --max_bad_frames allows; "
+                f"the last: {sentence}"
+            )
+        if not known:
+            tqdm.write(f"frame {name} is left out, its neighbour stands in for it: {sentence}", file=sys.stderr)
 
 
 def make_loader(
@@ -120,6 +151,9 @@ def make_loader(
     workers: int,
     seed: int,
     shuffle: bool,
+    shrink: int = 1,
+    max_bad_frames: float = 0.0,
+    pin: bool = False,
     rank: int = 0,
     world: int = 1,
 ) -> Loader:
@@ -133,26 +167,37 @@ def make_loader(
         workers: processes; 0 = this one.
         seed: of order and augmentations, with the epoch and the frame's index.
         shuffle: a new order each epoch.
+        shrink: images are read at 1 / shrink of their size (`data.disk.read_image`).
+        max_bad_frames: share of the frames that may be unreadable; each is named once on stderr, and the next frame
+            stands in for it.
+        pin: batches in page-locked memory, for a GPU.
         rank, world: this process's share of the frames. Shuffled shares are equally large: up to world - 1 frames
             are left out, others each epoch.
 
-    Iterating raises InputError for a frame that cannot be read.
+    Iterating raises InputError for a frame that cannot be read beyond these, and for a worker that dies.
     """
     order = _Order(len(reader), seed, shuffle, rank, world)
-
+    spared = min(int(max_bad_frames * len(reader)), len(reader) - 1)
     loader = DataLoader(
-        _Frames(reader, augment, superpixels, images, labels, seed),
+        _Frames(reader, augment, superpixels, images, labels, shrink, seed, spared),
         batch_size=batch,
         sampler=order,
         num_workers=workers,
         collate_fn=partial(_together, intensity_offset=reader.intensity_offset),
         persistent_workers=workers > 0,
+        pin_memory=pin,
     )
     return Loader(loader, order)
 
 
-def _together(frames: list[Frame | InputError], intensity_offset: float) -> Batch | InputError:
-    try:
-        return next((f for f in frames if isinstance(f, InputError)), None) or collate(frames, intensity_offset)
-    except InputError as error:
-        return error
+def _together(
+    items: list[tuple[Frame | None, list[tuple[str, str]]]], intensity_offset: float
+) -> tuple[Batch | None, list[tuple[str, str]]] | InputError:
+    frames, unread = zip(*items, strict=True)
+    batch = None
+    if None not in frames:
+        try:
+            batch = handed_over(collate(frames, intensity_offset))
+        except InputError as error:
+            return error
+    return batch, [frame for some in unread for frame in some]

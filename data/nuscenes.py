@@ -11,8 +11,8 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from data.disk import InputError, atomic_write, read_array, read_image, read_points, read_text, require_folder
-from data.frame import CameraView, Frame, Pairs
+from data.disk import InputError, atomic_write, read_array, read_points, read_text, require_folder
+from data.frame import Frame, Pairs, read_view
 from data.labels import CLASSES, to_train_ids
 from data.projection import Rigid, project
 from data.splits import NUSCENES
@@ -67,7 +67,7 @@ class NuScenes:
         tokens, paths = (self._index[name][:, 1:].ravel() for name in ("token", "path"))
         return [(token.decode(), self._root / path.decode()) for token, path in zip(tokens, paths, strict=True)]
 
-    def read(self, index: int, images: bool = True, labels: bool = True) -> Frame:
+    def read(self, index: int, images: bool = True, labels: bool = True, shrink: int = 1) -> Frame:
         """Keyframe `index` of the split; see `data.frame.Reader.read`.
 
         Labels are None where the tables name no lidarseg file. Raises InputError for a missing or broken file.
@@ -83,10 +83,10 @@ class NuScenes:
         if images:
             pairs = []
             for i, camera in enumerate(CAMERAS, 1):
-                image = read_image(self._root / row["path"][i].decode())
-                frame.cameras.append(CameraView(camera, row["token"][i].decode(), image))
+                view = read_view(camera, row["token"][i].decode(), self._root / row["path"][i].decode(), shrink)
+                frame.cameras.append(view)
                 outward, inward = [mounts[0], egos[0]], [egos[i], mounts[i]]
-                point, y, x = project(points, outward, inward, row["intrinsics"][i - 1], image.shape[:2])
+                point, y, x = project(points, outward, inward, row["intrinsics"][i - 1], view.size)
                 pairs.append(Pairs(point, np.full_like(point, i - 1), y, x))
             frame.pairs = Pairs.concatenate(pairs)
         return frame

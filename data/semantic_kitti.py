@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from data.disk import InputError, read_array, read_image, read_points, read_text, require_folder
-from data.frame import CameraView, Frame, Pairs
+from data.disk import InputError, read_array, read_points, read_text, require_folder
+from data.frame import Frame, Pairs, read_view
 from data.labels import CLASSES, to_train_ids
 from data.projection import Rigid, project
 from data.splits import SEMANTIC_KITTI
@@ -67,7 +67,7 @@ class SemanticKitti:
         """(token, file) of every image of the split; the token is the frame's id."""
         return [(frame_id, self._file(i, CAMERA, ".png")) for i, frame_id in enumerate(self.ids)]
 
-    def read(self, index: int, images: bool = True, labels: bool = True) -> Frame:
+    def read(self, index: int, images: bool = True, labels: bool = True, shrink: int = 1) -> Frame:
         """Frame `index` of the split; see `data.frame.Reader.read`.
 
         Labels are None for sequences without a `labels` folder. Raises InputError for a missing or broken file.
@@ -79,11 +79,9 @@ class SemanticKitti:
             frame.labels = to_train_ids(read_array(file, "<u4", rows=len(points)), self.name, file)
         if images:
             calibration = self._calibrations[self.scenes[index]]
-            image = read_image(self._file(index, CAMERA, ".png"))
-            frame.cameras = [CameraView(CAMERA, self.ids[index], image)]
-            point, row, column = project(
-                points, [calibration.lidar_to_camera], [], calibration.projection, image.shape[:2]
-            )
+            view = read_view(CAMERA, self.ids[index], self._file(index, CAMERA, ".png"), shrink)
+            frame.cameras = [view]
+            point, row, column = project(points, [calibration.lidar_to_camera], [], calibration.projection, view.size)
             frame.pairs = Pairs(point, np.zeros_like(point), row, column)
         return frame
 

@@ -88,6 +88,9 @@ class WithTraining(WithRun):
     dampening: Share = key(0.1, "dampening of SGD's momentum (none in the very first step, as in torch)")
     weight_decay: NonNegative = key(1e-4, "L2 penalty of SGD")
     validate_every: Count = key(5, "epochs between validations")
+    max_bad_frames: Share = key(
+        0.001, "share of the training frames that may be unreadable: each is named, the next one stands in for it"
+    )
 
 
 class Synth(Settings):

@@ -12,7 +12,7 @@ from data.datasets import open_reader
 from data.disk import InputError
 from data.frame import Batch, Frame, Pairs, Reader, collate
 from data.labels import COLOURS
-from data.loading import make_loader
+from data.loading import Loader, make_loader
 from slidr import config, pictures, published, report
 from slidr.segmentation import ConfusionMatrix, predict
 from slidr.student import (
@@ -62,7 +62,9 @@ def starting_student(settings: config.Downstream, classes: int) -> Student:
     return student
 
 
-def segmentation_loader(settings: config.WithRun, reader: Reader, batch: int, augment: bool, shuffle: bool):
+def segmentation_loader(
+    settings: config.WithRun, device: torch.device, reader: Reader, batch: int, augment: bool, shuffle: bool
+) -> Loader:
     """Batches of points and labels, without images."""
     return make_loader(
         reader,
@@ -74,6 +76,8 @@ def segmentation_loader(settings: config.WithRun, reader: Reader, batch: int, au
         workers=settings.workers,
         seed=settings.seed,
         shuffle=shuffle,
+        max_bad_frames=settings.max_bad_frames if shuffle else 0.0,
+        pin=device.type == "cuda",
     )
 
 

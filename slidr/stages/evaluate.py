@@ -42,7 +42,7 @@ def run(settings: Evaluate) -> dict:
     student.to(device)
     submission = Submission(settings.submission, reader, settings.split) if settings.submission else None
     log = start("evaluate", settings, [reader], str(path), student, device)
-    loader = segmentation_loader(settings, reader, batch=1, augment=False, shuffle=False)
+    loader = segmentation_loader(settings, device, reader, batch=1, augment=False, shuffle=False)
     counts = count(student, loader, len(reader.classes), device, submission.write if submission else None)
     if submission:
         print(f"submission: {submission.describe()}")

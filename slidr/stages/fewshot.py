@@ -60,8 +60,8 @@ def run(settings: Fewshot) -> dict:
     device = prepare(settings)
     readers[0] = choose_subset(readers[0], settings.pct, settings.subset, settings.subset_seed)
     classes = len(readers[0].classes)
-    loader = segmentation_loader(settings, readers[0], settings.batch, settings.augment, shuffle=True)
-    val_loader = segmentation_loader(settings, readers[1], settings.batch, augment=False, shuffle=False)
+    loader = segmentation_loader(settings, device, readers[0], settings.batch, settings.augment, shuffle=True)
+    val_loader = segmentation_loader(settings, device, readers[1], settings.batch, augment=False, shuffle=False)
 
     student = starting_student(settings, classes)
     student.to(device)

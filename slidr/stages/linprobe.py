@@ -50,8 +50,8 @@ def run(settings: Linprobe) -> dict:
         return repeat("linprobe", run, settings, task, readers[1])
     device = prepare(settings)
     classes = len(readers[0].classes)
-    loader = segmentation_loader(settings, readers[0], settings.batch, settings.augment, shuffle=True)
-    val_loader = segmentation_loader(settings, readers[1], settings.batch, augment=False, shuffle=False)
+    loader = segmentation_loader(settings, device, readers[0], settings.batch, settings.augment, shuffle=True)
+    val_loader = segmentation_loader(settings, device, readers[1], settings.batch, augment=False, shuffle=False)
 
     student = starting_student(settings, classes)
     student.to(device).eval()  # the whole network, batch norm included, stays in eval mode

@@ -43,6 +43,8 @@ def run(settings: Pretrain) -> Path:
             workers=settings.workers,
             seed=settings.seed,
             shuffle=train,
+            max_bad_frames=settings.max_bad_frames if train else 0.0,
+            pin=device.type == "cuda",
         )
         for reader, train in zip(readers, (True, False), strict=True)
     )

@@ -35,7 +35,7 @@ class Frames:
     def __len__(self):
         return len(self.ids)
 
-    def read(self, index: int, images: bool = True, labels: bool = True) -> Frame:
+    def read(self, index: int, images: bool = True, labels: bool = True, shrink: int = 1) -> Frame:
         if index in self.broken:
             raise InputError(f"{self.ids[index]}.bin is truncated; download it again.")
         rng = np.random.default_rng(index)
