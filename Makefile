@@ -8,10 +8,10 @@ demo: env
 	$(BIN)/python run.py demo $(DEMO)
 
 test: env .venv/tests
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -n auto -m "not slow"
 
 slow: env .venv/tests
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -n auto -m slow
 
 lint: env .venv/tests
 	$(BIN)/ruff check .
