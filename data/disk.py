@@ -115,7 +115,7 @@ def read_image(path: str | Path, shrink: int = 1) -> np.ndarray:
     which takes a fraction of the time. Raises InputError if the file is missing or does not decode.
     """
     with _opened(path) as image:
-        size = _shrunk(image.size, shrink)
+        size = shrunk(image.size, shrink)
         if shrink > 1:
             image.draft("RGB", (max(image.width // shrink, 1), max(image.height // shrink, 1)))  # of JPEG files only
         pixels = image.convert("RGB")
@@ -128,7 +128,8 @@ def image_size(path: str | Path) -> tuple[int, int]:
         return image.height, image.width
 
 
-def _shrunk(size: tuple[int, int], shrink: int) -> tuple[int, int]:
+def shrunk(size: tuple[int, int], shrink: int) -> tuple[int, int]:
+    """`size` divided by `shrink`, rounded up."""
     return -(-size[0] // shrink), -(-size[1] // shrink)
 
 

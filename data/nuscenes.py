@@ -38,7 +38,7 @@ class NuScenes:
         root: the folder that holds the `v1.0-*` tables, `samples` and `lidarseg`.
         split: train, val, test, mini_train, mini_val, pretrain (600 train scenes), pretrain_val (SLidR's mini-val, the
             other 100), all, or a name in `<root>/<version>/splits.json` ({"name": [scene names]}), which goes first.
-        version: the folder of the tables; None = the one that holds most of the split.
+        version: the folder of the tables; None = the one that holds most of the split; for `all`, all of them.
         index_cache: file of the index; None = output/index/nuscenes-<version>-<hash of the root>.npz.
 
     Raises InputError if tables are missing or inconsistent, point outside the root, or have no scene of the split.
@@ -50,12 +50,18 @@ class NuScenes:
 
     def __init__(self, root: str | Path, split: str, version: str | None = None, index_cache: str | Path | None = None):
         self._root = require_folder(root, "nuScenes", "give the folder that holds the `v1.0-*` tables and `samples`.")
-        folder, scenes = _choose_tables(self._root, split, version)
-        index = _cached_index(folder, index_cache)
-        kept = np.flatnonzero(np.isin(index["scene"], np.array(scenes)))
-        if not len(kept):
-            raise InputError(f"the scenes of the split `{split}` in {folder} have no keyframe; choose another split.")
-        self._index = {name: values[kept] for name, values in index.items()}
+        chosen = _choose_tables(self._root, split, version)
+        parts = []
+        for folder, scenes in chosen.items():
+            index = _cached_index(folder, index_cache)
+            kept = np.flatnonzero(np.isin(index["scene"], np.array(scenes)))
+            parts.append({name: values[kept] for name, values in index.items()})
+        self._index = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        if not len(self._index["scene"]):
+            raise InputError(
+                f"the scenes of the split `{split}` in {', '.join(map(str, chosen))} have no keyframe; choose another "
+                "split."
+            )
         self.scenes: list[str] = self._index["scene"].tolist()
         self.ids = [token.decode() for token in self._index["token"][:, 0]]
 
@@ -92,8 +98,8 @@ class NuScenes:
         return frame
 
 
-def _choose_tables(root: Path, split: str, version: str | None) -> tuple[Path, list[str]]:
-    """The folder of tables to read and its scenes of the split."""
+def _choose_tables(root: Path, split: str, version: str | None) -> dict[Path, list[str]]:
+    """The folders of tables to read, and the scenes of the split to take from each; several only for `all`."""
     if version is None:
         folders = sorted(file.parent for file in root.glob("v1.0-*/scene.json"))
         if not folders:
@@ -108,11 +114,15 @@ def _choose_tables(root: Path, split: str, version: str | None) -> tuple[Path, l
     holders = [folder for folder in folders if split in splits[folder]]
     if not holders:
         raise InputError(f"{root} has no scene of the split `{split}`; choose one that it has: {offers}.")
-    if split == "all" and len(folders) > 1:
-        raise InputError(f"the split `all` of {root} could be that of several tables; choose another split: {offers}.")
-    # v1.0-trainval holds the scenes of v1.0-mini, too: of equals take the smaller
-    folder = max(holders, key=lambda f: (len(splits[f][split]), -len(splits[f]["all"])))
-    return folder, splits[folder][split]
+    # v1.0-trainval holds the scenes of v1.0-mini, too: of equals take the smaller, and each scene once
+    holders.sort(key=lambda f: (len(splits[f][split]), -len(splits[f]["all"])), reverse=True)
+    if split != "all":
+        return {holders[0]: splits[holders[0]][split]}
+    chosen, taken = {}, set()
+    for folder in holders:
+        chosen[folder] = [scene for scene in splits[folder][split] if scene not in taken]
+        taken.update(chosen[folder])
+    return chosen
 
 
 def _splits(folder: Path) -> dict[str, list[str]]:

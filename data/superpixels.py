@@ -1,17 +1,20 @@
 """Superpixel maps: computed by scikit-image, stored in the field's PNG layout, or made by others and dropped in."""
 
-import multiprocessing
-from concurrent.futures import ProcessPoolExecutor
+import struct
+import sys
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 from skimage.segmentation import felzenszwalb, slic
+from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from data.disk import InputError, atomic_write, read_image
+from data.disk import InputError, atomic_write, read_image, shrunk
 from data.frame import CameraView
+from data.workers import results
 
 
 @dataclass(frozen=True)
@@ -22,6 +25,9 @@ class SuperpixelSettings:
     segments, compactness: of SLIC.
     sigma: Gaussian blur beforehand, in pixels; published: 3 for SLIC, 0.35 for Felzenszwalb.
     scale, min_size: of Felzenszwalb, the latter in pixels.
+    shrink: 1 as published; 2 or 4 = maps of images at that part of their size (`data.disk.read_image`), stored so.
+        Lengths and areas above still count in pixels of the whole image. benchmarks/superpixels.py measures how much
+        faster they are and how far they agree.
     """
 
     kind: str = "slic"
@@ -30,20 +36,23 @@ class SuperpixelSettings:
     sigma: float = 3.0
     scale: float = 300.0
     min_size: int = 4000
+    shrink: int = 1
 
 
 def compute(image: np.ndarray, settings: SuperpixelSettings) -> np.ndarray:
-    """Superpixel ids `[H, W]` int32, from 0 on, of an image `[H, W, 3]` uint8."""
+    """Superpixel ids `[H, W]` int32, from 0 on, of an image `[H, W, 3]` uint8 that is shrunk as the settings say."""
+    sigma = settings.sigma / settings.shrink
     if settings.kind == "none":
         return np.arange(image.shape[0] * image.shape[1], dtype=np.int32).reshape(image.shape[:2])
     if settings.kind == "felzenszwalb":
-        ids = felzenszwalb(image, scale=settings.scale, sigma=settings.sigma, min_size=settings.min_size)
+        min_size = settings.min_size // settings.shrink**2
+        ids = felzenszwalb(image, scale=settings.scale / settings.shrink**2, sigma=sigma, min_size=min_size)
     else:
         ids = slic(
             image,
             n_segments=settings.segments,
             compactness=settings.compactness,
-            sigma=settings.sigma,
+            sigma=sigma,
             start_label=0,
         )
     return ids.astype(np.int32)
@@ -55,12 +64,15 @@ PUBLISHED = {"slic": (150, 6.0, 3.0), "felzenszwalb": (300.0, 0.35, 4000)}
 def map_path(folder: Path, settings: SuperpixelSettings, token: str) -> Path:
     """Where the map of an image lies: `<folder>/superpixels_<kind>/<token>.png` under the published settings.
 
-    Other settings stand in the folder's name (`superpixels_slic_100_6_1`): maps of one never pass for another's.
+    Other settings stand in the folder's name (`superpixels_slic_100_6_1`, `superpixels_slic_shrink2`): maps of one
+    never pass for another's.
     """
     s, title = settings, settings.kind
     values = (s.segments, s.compactness, s.sigma) if title == "slic" else (s.scale, s.sigma, s.min_size)
     if values != PUBLISHED[title]:
         title += "".join(f"_{value:g}" for value in values)
+    if s.shrink > 1:
+        title += f"_shrink{s.shrink}"
     return folder / f"superpixels_{title}" / f"{token}.png"
 
 
@@ -69,18 +81,38 @@ def save(path: Path, ids: np.ndarray) -> None:
     if ids.max(initial=0) > 65535:
         raise InputError(f"{path}: {ids.max() + 1} superpixels do not fit a PNG; make them larger.")
     with atomic_write(path) as temporary:
-        Image.fromarray(ids.astype(np.uint8 if ids.max(initial=0) < 256 else np.uint16)).save(temporary, format="PNG")
+        temporary.write_bytes(_png(ids.astype(np.uint8 if ids.max(initial=0) < 256 else ">u2")))
+
+
+def _png(grey: np.ndarray) -> bytes:
+    """A grey image `[H, W]` of 8 or 16 bits (big-endian) as PNG without filters, as Pillow cannot write it.
+
+    Filters are for photographs: maps without them are smaller and are read in a third of the time.
+    """
+    (rows, columns), depth = grey.shape, 8 * grey.itemsize
+
+    def chunk(name: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+    lines = np.pad(grey.view(np.uint8).reshape(rows, -1), ((0, 0), (1, 0)))  # each begins with its filter, 0 = none
+    header = struct.pack(">IIBBBBB", columns, rows, depth, 0, 0, 0, 0)
+    parts = (b"IHDR", header), (b"IDAT", zlib.compress(lines)), (b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in parts)
 
 
 def load(path: Path, size: tuple[int, int], image: str) -> np.ndarray:
-    """Read a map `[H, W]` int32. Raises InputError if it does not decode or is not of the `size` of its `image`."""
+    """Read a map `[H, W]` as stored: uint8, uint16 or int32.
+
+    Raises InputError if it does not decode or is not of the `size` of its `image`.
+    """
     try:
         with Image.open(path) as file:
-            ids = np.asarray(file).astype(np.int32)
+            ids = np.asarray(file)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # PIL's ways to say "broken"
         raise InputError(
             f"cannot decode the superpixel map {path} ({error}); remove it to have it made anew."
         ) from error
+    ids = ids.astype(np.uint8) if ids.dtype == bool else ids
     if ids.shape != tuple(size):
         raise InputError(
             f"the superpixel map {path} has {' x '.join(map(str, ids.shape))} pixels, its image {image} has "
@@ -90,16 +122,17 @@ def load(path: Path, size: tuple[int, int], image: str) -> np.ndarray:
 
 
 def load_or_compute(view: CameraView, folder: Path, settings: SuperpixelSettings) -> np.ndarray:
-    """The stored map `[H, W]` int32 of a camera's image; made and stored if there is none ("none" is never stored).
+    """The stored map of a camera's image (see `load`); made and stored if there is none ("none" is never stored).
 
     Raises InputError for a stored map that cannot be used or a folder that cannot be written.
     """
     if settings.kind == "none":
         return compute(view.image, settings)
-    path = map_path(folder, settings, view.token)
+    path, size = map_path(folder, settings, view.token), shrunk(view.size, settings.shrink)
     if path.exists():
-        return load(path, view.image.shape[:2], f"{view.name} {view.token}")
-    ids = compute(view.image, settings)
+        return load(path, size, f"{view.name} {view.token}")
+    image = view.image if view.image.shape[:2] == size else read_image(view.file, settings.shrink)
+    ids = compute(image, settings)
     save(path, ids)
     return ids
 
@@ -108,20 +141,36 @@ def compute_all(image_files: list[tuple[str, Path]], folder: Path, settings: Sup
     """Make every missing map with `workers` processes (0 = this one); how many were made.
 
     A map on disk is a whole one, so a killed run goes on where it was. Several machines share the work by passing a
-    part of `image_files` each. Raises InputError for an image that does not decode.
+    part of `image_files` each. Raises InputError for an image that does not decode and for a worker that dies.
     """
     if settings.kind == "none":
         return 0
     missing = [(t, f) for t, f in image_files if not map_path(folder, settings, t).exists()]
-    jobs = [(token, file, folder, settings) for token, file in missing]
-    progress = {"total": len(jobs), "desc": f"superpixels ({settings.kind})", "unit": "image"}
-    if workers == 0:
-        return sum(1 for _ in tqdm(map(_compute_one, jobs), **progress))
-    context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
-    with ProcessPoolExecutor(workers, mp_context=context) as pool:
-        return sum(1 for _ in tqdm(pool.map(_compute_one, jobs, chunksize=4), **progress))
+    loader = DataLoader(_Maps(missing, folder, settings), batch_size=None, num_workers=workers)
+    every = 0.1 if sys.stderr.isatty() else 15  # seconds
+    bar = tqdm(total=len(missing), desc=f"superpixels ({settings.kind})", unit="image", mininterval=every)
+    with bar:
+        for _ in results(loader):
+            bar.update()
+    return len(missing)
 
 
-def _compute_one(job: tuple[str, Path, Path, SuperpixelSettings]) -> None:
-    token, file, folder, settings = job
-    save(map_path(folder, settings, token), compute(read_image(file), settings))
+@dataclass
+class _Maps(Dataset):
+    """Item i -> whether the map of image i was made, or why not."""
+
+    images: list[tuple[str, Path]]
+    folder: Path
+    settings: SuperpixelSettings
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> bool | InputError:
+        token, file = self.images[index]
+        try:
+            ids = compute(read_image(file, self.settings.shrink), self.settings)
+            save(map_path(self.folder, self.settings, token), ids)
+        except InputError as error:
+            return error
+        return True

@@ -6,6 +6,7 @@ unknown key is an error that names the nearest known one. Without a recipe a sta
 """
 
 import difflib
+import re
 import types
 import typing
 from pathlib import Path
@@ -41,6 +42,15 @@ def _numbers(words: object) -> object:
 
 Percent = Annotated[float, Field(gt=0, le=100)]
 Sweep = Annotated[tuple[Percent, ...], BeforeValidator(_numbers), Field(min_length=1)]
+
+
+def _shard(value: str) -> str:
+    part = re.fullmatch(r"(\d+)/(\d+)", value)
+    if not part or not 1 <= int(part[1]) <= int(part[2]):
+        raise ValueError("write i/n with i from 1 to n, for example 2/4")
+    return value
+
+
 VoxelSize = Annotated[tuple[float, float, float], AfterValidator(_ordered)]
 Dataset = Literal["synthetic", "nuscenes", "kitti"]
 Architecture = Literal["res16unet14c", "res16unet18c", "res16unet34c"]
@@ -117,6 +127,9 @@ class WithSuperpixels(WithData):
     sigma: NonNegative | None = key(None, "pixels of Gaussian blur before; none = 3 for SLIC, 0.35 for Felzenszwalb")
     scale: Positive = key(300.0, "Felzenszwalb: larger makes larger superpixels")
     min_size: Count = key(4000, "Felzenszwalb: pixels of the smallest superpixel")
+    superpixel_shrink: Literal[1, 2, 4] = key(
+        1, "segment images at 1/2 or 1/4 of their size: faster, other maps (benchmarks/superpixels.py says how far)"
+    )
 
     def superpixel_settings(self) -> SuperpixelSettings:
         """The part of the settings that decides a map."""
@@ -128,6 +141,7 @@ class WithSuperpixels(WithData):
             sigma=sigma,
             scale=self.scale,
             min_size=self.min_size,
+            shrink=self.superpixel_shrink,
         )
 
 
@@ -135,6 +149,7 @@ class Superpixels(WithSuperpixels):
     """Compute the superpixel maps of a data set ahead of pretraining."""
 
     split: str = key("all", "split whose images to segment")
+    shard: Annotated[str, AfterValidator(_shard)] = key("1/1", "i/n = the i-th of n machines that share the images")
 
 
 class Pretrain(WithTraining, WithSuperpixels):
@@ -161,6 +176,9 @@ class Pretrain(WithTraining, WithSuperpixels):
     sampled_pairs: Count = key(4096, "superpixels none: pairs drawn at random from each batch, if it has so many")
     lr: Positive = key(0.5, "learning rate of SGD, cosine to 0 over the epochs")
     crop: tuple[Count, Count] = key((224, 416), "rows and columns of the images that the teacher sees")
+    image_shrink: Literal[1, 2] = key(
+        1, "2 = read images at half their size: JPEG files decode in a third of the time; other pixels than published"
+    )
     augment: bool = key(True, "rotate, flip and cut the cloud; crop and flip the images")
     cuboid: Share = key(
         0.2, "largest side of the dropped cuboid as a share of the cloud's range; 0 = none (paper: 0.1)"
@@ -385,7 +403,7 @@ def describe(settings_type: type[BaseModel]) -> str:
         if isinstance(default, tuple):
             default = f"[{', '.join(map(str, default))}]"
         choices = _choices(info.annotation)
-        meaning = info.description + (f" ({' | '.join(choices)})" if choices else "")
+        meaning = info.description + (f" ({' | '.join(map(str, choices))})" if choices else "")
         lines.append(f"  --{name:<20} {default!s:<24} {meaning}")
     return "\n".join(lines)
 

@@ -43,6 +43,7 @@ def run(settings: Pretrain) -> Path:
             workers=settings.workers,
             seed=settings.seed,
             shuffle=train,
+            shrink=settings.image_shrink,
             max_bad_frames=settings.max_bad_frames if train else 0.0,
             pin=device.type == "cuda",
         )

@@ -6,8 +6,13 @@ from slidr.config import Superpixels
 
 
 def run(settings: Superpixels) -> None:
-    """Compute every missing map of the split."""
+    """Compute every missing map of the split, or of this machine's share of it."""
     reader = open_reader(settings.dataset, settings.root, settings.split)
     folder = settings.superpixels_folder / settings.dataset
-    made = compute_all(reader.image_files(), folder, settings.superpixel_settings(), settings.workers)
-    print(f"superpixels: {made} new {settings.superpixels} maps in {folder}; next: python run.py pretrain")
+    share, shares = map(int, settings.shard.split("/"))
+    images = reader.image_files()[share - 1 :: shares]
+    made = compute_all(images, folder, settings.superpixel_settings(), settings.workers)
+    print(
+        f"superpixels: {made} new {settings.superpixels} maps in {folder}, {len(images) - made} were there; "
+        "next: python run.py pretrain"
+    )

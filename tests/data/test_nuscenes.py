@@ -245,10 +245,19 @@ def test_the_version_that_holds_the_split_is_found(world):
     assert NuScenes(world, "all", "v1.0-test").ids == [lidar("scene-0077-4")]
     with pytest.raises(InputError, match="v1.0-mini has .*; v1.0-test has .*; v1.0-trainval has"):
         NuScenes(world, "pretrain_val")
-    with pytest.raises(InputError, match="`all` .* several tables"):
-        NuScenes(world, "all")
     with pytest.raises(InputError, match="no nuScenes tables at .*v1.0-none"):
         NuScenes(world, "train", "v1.0-none")
+
+
+def test_all_is_every_scene_of_every_version_once(world):
+    write_tables(world, make_tables({"scene-0061": [1], "scene-0103": [2], "scene-0001": [3]}), "v1.0-trainval")
+    write_tables(world, make_tables({"scene-0077": [4]}), "v1.0-test")
+    everything = NuScenes(world, "all")
+    assert everything.ids == [lidar(f"scene-{name}") for name in ("0061-1", "0103-2", "0001-3", "0077-4")]
+    assert everything.scenes == ["scene-0061", "scene-0103", "scene-0001", "scene-0077"]
+    images = everything.image_files()
+    assert len(set(images)) == len(images) == 4 * 6 and all(file.stem == token for token, file in images)
+    assert len(NuScenes(world, "all", "v1.0-mini")) == 3
 
 
 def test_no_root(tmp_path):
