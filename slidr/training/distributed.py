@@ -51,9 +51,7 @@ def first_says(text: str) -> str:
         return text
     length = torch.tensor([len(text.encode())])
     distributed.broadcast(length, 0)
-    content = torch.zeros(int(length), dtype=torch.uint8)
-    if rank() == 0:
-        content.copy_(torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8))
+    content = torch.tensor(list(text.encode().ljust(int(length))), dtype=torch.uint8)[: int(length)]
     distributed.broadcast(content, 0)
     return bytes(content.tolist()).decode()
 
@@ -104,9 +102,10 @@ def data_parallel(trained: nn.Module, loss_of: Callable, device: torch.device, s
     """
     if world() == 1:
         return loss_of
+    objective = DistributedDataParallel(_Objective(trained, loss_of), [device] if device.type == "cuda" else None)
     if sync_batch_norm:
-        nn.SyncBatchNorm.convert_sync_batchnorm(trained)
-    return DistributedDataParallel(_Objective(trained, loss_of), [device] if device.type == "cuda" else None)
+        nn.SyncBatchNorm.convert_sync_batchnorm(trained)  # afterwards: on CPUs, DDP refuses what only ours can do there
+    return objective
 
 
 class _Objective(nn.Module):

@@ -39,19 +39,20 @@ class Run:
         self.rows: list[dict] = []
         self.seconds = 0.0
         resume = getattr(settings, "resume", True)  # without that key (evaluate) there is nothing to lose
-        if self.first:
-            self.folder = _choose(settings.output / stage, settings, resume)
-            self._lock = _lock(self.folder)
-        self.folder = Path(distributed.first_says(str(self.folder) if self.first else ""))
-        begun = self.folder / "config.yaml"
-        self.goes_on = begun.exists()
-        if self.goes_on:
-            require_same(self.folder, settings)
         self._board, self._torn, self._told = None, False, set()
-        distributed.first_says("")  # nobody writes before everybody has looked
-        if self.first and not self.goes_on:
-            with atomic_write(begun) as temporary:
-                temporary.write_text(config.to_yaml(settings.model_copy(update={"resume": False})))
+        chosen = ""
+        if self.first:
+            folder = _choose(settings.output / stage, settings, resume)
+            self._lock = _lock(folder)
+            begun = folder / "config.yaml"
+            chosen = json.dumps([str(folder), begun.exists()])
+            if begun.exists():
+                require_same(folder, settings)
+            else:
+                with atomic_write(begun) as temporary:
+                    temporary.write_text(config.to_yaml(settings.model_copy(update={"resume": False})))
+        folder, self.goes_on = json.loads(distributed.first_says(chosen))
+        self.folder = Path(folder)
 
     def start(self, **facts: object) -> None:
         """Print once, in one block, everything that was chosen."""
