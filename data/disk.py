@@ -1,6 +1,7 @@
 """Reading and writing files so that bad input is one clear sentence and nothing is ever half-written."""
 
 import contextlib
+import io
 import os
 import tempfile
 from collections.abc import Iterator
@@ -140,6 +141,19 @@ def _opened(path: str | Path) -> Iterator[Image.Image]:
             yield image
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # PIL's ways to say "broken"
         raise InputError(f"cannot decode the image {path} ({error}); download it again.") from error
+
+
+def packed(content: dict) -> memoryview:
+    """What torch.save makes of a dictionary. In memory first: torch's own writing to a full disk ends in riddles."""
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    return buffer.getbuffer()
+
+
+def write_tensors(path: str | Path, content: dict) -> None:
+    """Write a dictionary of tensors and plain values to a torch file. Raises InputError if it cannot be written."""
+    with atomic_write(path) as temporary:
+        temporary.write_bytes(packed(content))
 
 
 def read_tensors(path: str | Path, *nests: str) -> dict:

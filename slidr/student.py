@@ -6,7 +6,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import nn
 
-from data.disk import InputError, atomic_write, read_tensors
+from data.disk import InputError, read_tensors, write_tensors
 from data.frame import Batch
 from slidr.minkunet import STRIDES, UNREAD, MinkUNet
 from triton_kernels import CartesianGrid, CylindricalGrid, SparseTensor, Voxels, voxelize
@@ -100,8 +100,7 @@ def save_student(
         "task": task,
         "weights": _weights(student),
     }
-    with atomic_write(path) as temporary:
-        torch.save(content, temporary)
+    write_tensors(path, content)
 
 
 def _weights(student: Student) -> dict[str, torch.Tensor]:

@@ -1,8 +1,6 @@
 """Published checkpoints into ours and back."""
 
-import torch
-
-from data.disk import InputError, atomic_write, read_tensors
+from data.disk import InputError, read_tensors, write_tensors
 from slidr.config import Convert
 from slidr.minkunet import from_minkowski, to_minkowski
 from slidr.student import SPEC_KEYS, Student, StudentSpec, read_checkpoint, save_student
@@ -13,8 +11,7 @@ def run(settings: Convert) -> None:
     source, target = settings.source, settings.target
     if settings.to == "minkowski":
         weights = to_minkowski(read_checkpoint(source)["weights"])
-        with atomic_write(target) as temporary:
-            torch.save({"model_points": weights}, temporary)
+        write_tensors(target, {"model_points": weights})
         print(f"convert: {len(weights)} tensors, {source} -> {target}")
         return
     content = read_tensors(source, "model_points", "state_dict", "model")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from data.disk import atomic_write
+from data.disk import atomic_write, packed
 
 NAME = re.compile(r"step-(\d+)(-best)?-([0-9a-f]{16})\.pt")
 
@@ -29,12 +29,11 @@ class Checkpoints:
 
         Raises InputError if it cannot be written; those already there stay as they are.
         """
-        buffer = io.BytesIO()
-        torch.save(content, buffer)
-        digest = hashlib.sha256(buffer.getbuffer()).hexdigest()[:16]
+        raw = packed(content)
+        digest = hashlib.sha256(raw).hexdigest()[:16]
         path = self.folder / f"step-{content['step']:09d}{'-best' if best else ''}-{digest}.pt"
         with atomic_write(path) as temporary:
-            temporary.write_bytes(buffer.getbuffer())
+            temporary.write_bytes(raw)
         found = self._found()
         champion = next((f for f in found if NAME.fullmatch(f.name)[2]), None)
         for old in found[self.keep :]:

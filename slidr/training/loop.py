@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from data.disk import InputError, atomic_write
+from data.disk import InputError, write_tensors
 from data.frame import Batch
 from data.loading import Loader
 from slidr import config
@@ -241,8 +241,8 @@ def _leave_out(run: Run, settings: config.WithTraining, batch: Batch, loss: floa
     step, left_out = content["step"], content["bad_steps"]
     path = run.folder / f"nonfinite-{step:09d}.pt"
     if run.first:
-        with run.spared(path.name), atomic_write(path) as temporary:
-            torch.save(content, temporary)
+        with run.spared(path.name):
+            write_tensors(path, content)
     what = f"the loss of step {step} is {loss} (frames {', '.join(batch.ids)})"
     if left_out > settings.max_bad_steps:
         raise InputError(

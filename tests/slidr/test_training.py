@@ -14,9 +14,8 @@ from torch import nn
 from data.disk import InputError
 from data.frame import Batch, Pairs
 from slidr import config
-from slidr.training import Run, Stopped, fit, prepare, sgd
+from slidr.training import Run, Stopped, cosine, fit, prepare, sgd
 from slidr.training.checkpoint import Checkpoints
-from slidr.training.loop import cosine
 
 
 def batch() -> Batch:
