@@ -106,7 +106,7 @@ def load(path: Path, size: tuple[int, int], image: str) -> np.ndarray:
     Raises InputError if it does not decode or is not of the `size` of its `image`.
     """
     try:
-        with Image.open(path) as file:
+        with Image.open(path, formats=("PNG",)) as file:
             ids = np.asarray(file)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # PIL's ways to say "broken"
         raise InputError(
