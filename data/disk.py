@@ -1,6 +1,7 @@
 """Reading and writing files so that bad input is one clear sentence and nothing is ever half-written."""
 
 import contextlib
+import functools
 import os
 import tempfile
 from collections.abc import Iterator
@@ -9,6 +10,8 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import torch
 from PIL import Image
+
+MOST_PIXELS = 100_000_000  # of an image; a bomb's file is small, its pixels fill the memory
 
 
 class InputError(Exception):
@@ -85,9 +88,12 @@ def still_there(folder: Path) -> Iterator[None]:
 
 
 def names_inside(name: str) -> bool:
-    """Whether a relative path leads nowhere but below the folder that it is relative to, links apart."""
+    """Whether a relative path leads nowhere but below the folder that it is relative to, links apart.
+
+    Control characters are no names: they end paths, and write to terminals when they are printed.
+    """
     path = PurePosixPath(name)
-    return not path.is_absolute() and ".." not in path.parts
+    return not path.is_absolute() and ".." not in path.parts and name.isprintable()
 
 
 def inside(root: Path, name: str) -> Path:
@@ -97,13 +103,20 @@ def inside(root: Path, name: str) -> Path:
     makes. What lies below may not lead out of them, be it a linked file or a linked folder.
     """
     file = root / name
-    places = [(root / folder).resolve() for folder in PurePosixPath(name).parents[-2:]]  # root, and the folder in it
-    if not names_inside(name) or not any(file.resolve().is_relative_to(place) for place in places):
+    real = Path(os.path.realpath(file)) if os.path.islink(file) else _real(file.parent) / file.name
+    places = [_real(root / folder) for folder in PurePosixPath(name).parents[-2:]]  # the root, and the folder in it
+    if not names_inside(name) or not any(real.is_relative_to(place) for place in places):
         raise InputError(
             f"the tables of {root} name the file {name!r}, which leads outside the data set; download it again, or "
             "link whole folders of the root."
         )
     return file
+
+
+@functools.lru_cache(1000)
+def _real(folder: Path) -> Path:
+    """Where a folder really is; kept, for a data set has few folders and a million files."""
+    return Path(os.path.realpath(folder))  # `resolve` raises for links that go round
 
 
 def read_text(path: str | Path) -> str:
@@ -189,10 +202,23 @@ def shrunk(size: tuple[int, int], shrink: int) -> tuple[int, int]:
     return -(-size[0] // shrink), -(-size[1] // shrink)
 
 
+def open_image(path: str | Path) -> Image.Image:
+    """A JPEG or PNG file, not decoded yet. Raises what Pillow raises, and ValueError above `MOST_PIXELS`.
+
+    Of Pillow's other formats EPS would be handed to Ghostscript, and its own limit of pixels is a global that any
+    library may lift.
+    """
+    image = Image.open(path, formats=("JPEG", "PNG"))
+    if image.width * image.height > MOST_PIXELS:
+        image.close()
+        raise ValueError(f"its header promises {image.width} x {image.height} pixels, no camera's image")
+    return image
+
+
 @contextlib.contextmanager
 def _opened(path: str | Path) -> Iterator[Image.Image]:
     try:
-        with Image.open(path, formats=("JPEG", "PNG")) as image:  # of others, EPS would be handed to Ghostscript
+        with open_image(path) as image:
             yield image
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # PIL's ways to say "broken"
         raise InputError(f"cannot decode the image {path} ({error}); download it again.") from error
