@@ -6,6 +6,8 @@ import sys
 from data.disk import InputError
 from data.workers import dead_workers_named
 from slidr import config
+from slidr.training import EXIT_CODE, Stopped
+from slidr.training.distributed import dead_processes_named
 
 # In the order in which a user meets them: name -> (settings, prefix of the recipe taken when no YAML is named)
 STAGES = {
@@ -23,7 +25,7 @@ STAGES = {
 
 
 def main(arguments: list[str]) -> int:
-    """Run one stage; 0 = done, 2 = the input cannot be used (one sentence on stderr)."""
+    """Run one stage; 0 = done, 2 = the input cannot be used, 75 = stopped, can go on (one sentence on stderr)."""
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print("python run.py STAGE [cfg.yaml] [--key value ...]        python run.py STAGE --help\n")
         for name, (settings_type, _) in STAGES.items():
@@ -38,11 +40,14 @@ def main(arguments: list[str]) -> int:
             print(f"python run.py {name} [cfg.yaml] [--key value ...]\n\n{config.describe(settings_type)}")
             return 0
         settings = config.load(settings_type, rest, recipe)
-        with dead_workers_named():
+        with dead_workers_named(), dead_processes_named():
             importlib.import_module(f"slidr.stages.{name}").run(settings)
     except InputError as error:
         print(f"run.py {name}: {error}", file=sys.stderr)
         return 2
+    except Stopped as stopped:
+        print(f"run.py {name}: {stopped}", file=sys.stderr)
+        return EXIT_CODE
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130

@@ -15,7 +15,7 @@ from data.augment import AugmentSettings
 from data.disk import DataGone, InputError
 from data.frame import Batch, Frame, Reader, collate
 from data.superpixels import SuperpixelSettings, load_or_compute
-from data.workers import LESS_MEMORY, handed_over, results
+from data.workers import LESS_MEMORY, handed_over, leave_signals, results
 
 
 def select(reader: Reader, rows: list[int]) -> "Selection":
@@ -87,23 +87,33 @@ class _Frames(Dataset):
         return augmentation.apply(frame, augmentation.draw(rng, frame, self.augment))
 
 
-class _Order(Sampler):
-    """(epoch, index) of every frame of this process; shuffled alike in all processes."""
+class _Steps(Sampler):
+    """A list of (epoch, index) for each step: this process's share of the frames of that step, shuffled alike in all.
 
-    def __init__(self, length: int, seed: int, shuffle: bool, rank: int, world: int):
+    Every frame comes once an epoch, in one of the processes. All take equally many steps in training: frames that would
+    make a last step of fewer frames than processes join the step before. In evaluation nobody waits, and a process may
+    be left without a frame.
+    """
+
+    def __init__(self, length: int, batch: int, seed: int, shuffle: bool, rank: int, world: int):
         self.length, self.seed, self.shuffle, self.rank, self.world = length, seed, shuffle, rank, world
-        # processes that train must take equally many steps; those that evaluate must see each frame once
-        self.end = length - length % world if shuffle else length
-        self.epoch = 0
+        starts = list(range(0, length, max(1, batch // world) * world))
+        if shuffle and len(starts) > 1 and length - starts[-1] < world:
+            starts.pop()
+        self.bounds = list(zip(starts, [*starts[1:], length], strict=False))
+        self.epoch, self.skip = 0, 0
 
     def __len__(self) -> int:
-        return len(range(self.rank, self.end, self.world))
+        return len(self.bounds)
 
-    def __iter__(self) -> Iterator[tuple[int, int]]:
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         order = np.arange(self.length)
         if self.shuffle:
             np.random.default_rng([self.seed, self.epoch]).shuffle(order)
-        return iter([(self.epoch, int(i)) for i in order[self.rank : self.end : self.world]])
+        for start, end in self.bounds[self.skip :]:
+            share = order[start:end][self.rank :: self.world]
+            if len(share):
+                yield [(self.epoch, int(i)) for i in share]
 
 
 class Loader:
@@ -112,13 +122,13 @@ class Loader:
     unread: ids of the frames that could not be read so far, in any epoch.
     """
 
-    def __init__(self, loader: DataLoader, order: _Order):
-        self._loader, self._order = loader, order
+    def __init__(self, loader: DataLoader, steps: _Steps):
+        self._loader, self._steps = loader, steps
         self.unread: set[str] = set()
 
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch whose order and augmentations come next."""
-        self._order.epoch = epoch
+    def set_epoch(self, epoch: int, skip: int = 0) -> None:
+        """Choose the epoch whose order and augmentations come next, and how many of its steps to leave out."""
+        self._steps.epoch, self._steps.skip = epoch, skip
 
     def __len__(self) -> int:
         return len(self._loader)
@@ -161,7 +171,7 @@ def make_loader(
     rank: int = 0,
     world: int = 1,
 ) -> Loader:
-    """Batches of `batch` frames; the last one may be smaller.
+    """Batches of `batch` frames, those of all processes together; the last one may be smaller.
 
     Args:
         reader: where frames come from.
@@ -175,23 +185,28 @@ def make_loader(
         max_bad_frames: share of the frames that may be unreadable; each is named once on stderr, and the next frame
             stands in for it.
         pin: batches in page-locked memory, for a GPU.
-        rank, world: this process's share of the frames. Shuffled shares are equally large: up to world - 1 frames
-            are left out, others each epoch.
+        rank, world: which of how many processes this is.
 
-    Iterating raises InputError for a frame that cannot be read beyond these, and for a worker that dies.
+    Raises InputError if processes that train cannot have equal shares of a batch. Iterating raises InputError for a
+    frame that cannot be read beyond these, and for a worker that dies.
     """
-    order = _Order(len(reader), seed, shuffle, rank, world)
+    if shuffle and (batch % world or 0 < len(reader) < world):
+        raise InputError(
+            f"{world} processes cannot share a batch of {batch} of {len(reader)} frames; make --batch a multiple of "
+            f"{world}, or start fewer."
+        )
+    steps = _Steps(len(reader), batch, seed, shuffle, rank, world)
     spared = min(int(max_bad_frames * len(reader)), len(reader) - 1)
     loader = DataLoader(
         _Frames(reader, augment, superpixels, images, labels, shrink, seed, spared),
-        batch_size=batch,
-        sampler=order,
+        batch_sampler=steps,
         num_workers=workers,
         collate_fn=partial(_together, intensity_offset=reader.intensity_offset),
+        worker_init_fn=leave_signals,
         persistent_workers=workers > 0,
         pin_memory=pin,
     )
-    return Loader(loader, order)
+    return Loader(loader, steps)
 
 
 def _together(

@@ -1,6 +1,7 @@
 """Worker processes whose errors, and whose deaths, reach the user as one sentence."""
 
 import re
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -31,10 +32,16 @@ def dead_workers_named() -> Iterator[None]:
     except RuntimeError as error:
         if not str(error).startswith("DataLoader worker"):
             raise
-        signal = re.search(r"killed by signal: ([\w ]+)", f"{error} {error.__cause__}")
-        cause = signal[1] if signal else "it exited"
+        killer = re.search(r"killed by signal: ([\w ]+)", f"{error} {error.__cause__}")
+        cause = killer[1] if killer else "it exited"
         remedy = _REMEDIES.get(cause, "set --workers 0 to see what it dies of")
         raise InputError(f"a process that prepares data died ({cause}): {remedy}.") from error
+
+
+def leave_signals(worker: int) -> None:
+    """Leave Ctrl-C and SIGTERM, which reach the whole process group, to the training process: it stops its workers."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def handed_over(batch: Batch) -> Batch:

@@ -90,7 +90,12 @@ class WithRun(WithData):
     name: str | None = key(None, "name of the run; none = data set and time of day")
     output: Path = key(Path("output"), "folder of all runs")
     device: str = key("auto", "auto, cpu, cuda or cuda:1; auto = cuda where there is one")
-    precision: Literal["float32", "bf16"] = key("float32", "arithmetic of the networks (bf16 = autocast)")
+    precision: Literal["float32", "bf16", "fp16"] = key(
+        "float32", "arithmetic of the networks (bf16, fp16 = autocast; fp16 with loss scaling)"
+    )
+    deterministic: bool = key(
+        False, "the same bits in every run on one machine: slower operations where the usual ones leave an order open"
+    )
 
 
 class WithTraining(WithRun):
@@ -104,6 +109,13 @@ class WithTraining(WithRun):
     dampening: Share = key(0.1, "dampening of SGD's momentum (none in the very first step, as in torch)")
     weight_decay: NonNegative = key(1e-4, "L2 penalty of SGD")
     validate_every: Count = key(5, "epochs between validations")
+    resume: bool = key(
+        False, "go on with the run of that --name, or with the newest of these settings, if it was cut off"
+    )
+    checkpoint_minutes: NonNegative = key(10.0, "minutes between checkpoints; 0 = after every step")
+    keep_checkpoints: Count = key(2, "newest checkpoints that stay, besides the best")
+    max_bad_steps: Index = key(3, "steps left out because their loss is NaN or infinite; one more stops the run")
+    sync_batch_norm: bool = key(True, "several processes: batch norm over the voxels of all, not of each on its own")
     max_bad_frames: Share = key(
         0.001, "share of the training frames that may be unreadable: each is named, the next one stands in for it"
     )
@@ -179,6 +191,7 @@ class Pretrain(WithTraining, WithSuperpixels):
     dilated: bool = key(True, "a ResNet teacher's strides become dilation: features at 1/4; false = at 1/32 (PPKT)")
     feature_size: Count = key(64, "channels of the shared feature space")
     temperature: Positive = key(0.07, "temperature of InfoNCE (paper, eq. 1)")
+    gather_negatives: bool = key(False, "several processes: the superpixels of all are negatives, not each one's own")
     sampled_pairs: Count = key(4096, "superpixels none: pairs drawn at random from each batch, if it has so many")
     lr: Positive = key(0.5, "learning rate of SGD, cosine to 0 over the epochs")
     crop: tuple[Count, Count] = key((224, 416), "rows and columns of the images that the teacher sees")
@@ -195,6 +208,7 @@ class Pretrain(WithTraining, WithSuperpixels):
         "single image does, and drop none (published code)",
     )
     min_pairs: Index = key(1024, "pairs that must be left for a cuboid or an image's crop to be accepted")
+    replay: Path | None = key(None, "nonfinite-<step>.pt of a run: look at the step that it is about, train nothing")
 
     def augment_settings(self, train: bool) -> AugmentSettings:
         """The augmentation of training frames, or the plain resize of validation frames."""
@@ -399,6 +413,18 @@ def _flags(words: list[str], switches: set[str]) -> dict[str, object]:
 def to_yaml(settings: BaseModel) -> str:
     """Every key with its value: a complete recipe that can be run again."""
     return yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False)
+
+
+def what_decides(settings: WithRun) -> dict:
+    """The settings that decide a run's numbers, as YAML has them: those that must be equal for it to go on."""
+    return {name: value for name, value in yaml.safe_load(to_yaml(settings)).items() if name not in _DECIDES_NOTHING}
+
+
+_DECIDES_NOTHING = {
+    *("name", "output", "root", "superpixels_folder", "weights_folder"),  # places
+    *("threads", "workers", "device", "resume", "replay", "checkpoint_minutes", "keep_checkpoints"),  # means
+    *("max_bad_frames", "max_bad_steps", "pictures", "compare", "validate_every"),
+}
 
 
 def describe(settings_type: type[BaseModel]) -> str:

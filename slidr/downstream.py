@@ -24,7 +24,7 @@ from slidr.student import (
     read_checkpoint,
     save_student,
 )
-from slidr.training import Run
+from slidr.training import Run, arithmetic, distributed
 from triton_kernels import backend
 
 
@@ -78,6 +78,8 @@ def segmentation_loader(
         shuffle=shuffle,
         max_bad_frames=settings.max_bad_frames if shuffle else 0.0,
         pin=device.type == "cuda",
+        rank=distributed.rank(),
+        world=distributed.world(),
     )
 
 
@@ -94,7 +96,8 @@ def has_labels(reader: Reader) -> bool:
 
 def open_labelled(settings: config.WithData, split: str) -> Reader:
     """The reader of a split whose labels are needed; InputError if it has none."""
-    reader = open_reader(settings.dataset, settings.root, split)
+    with distributed.first_goes_first():
+        reader = open_reader(settings.dataset, settings.root, split)
     if not has_labels(reader):
         raise InputError(f"the split `{split}` of {settings.dataset} has no labels; choose another split.")
     return reader
@@ -137,6 +140,8 @@ def count(
         if keep:
             for i, name in enumerate(batch.ids):
                 keep(name, prediction[batch.batch_index == i].cpu().numpy())
+    for matrix in (masked, unmasked):
+        matrix.counts = distributed.total(matrix.counts)
     return masked, unmasked
 
 
@@ -190,7 +195,7 @@ def start(
         weights=source,
         student=student.describe(),
         engine=backend.describe(device),
-        arithmetic=f"{settings.precision} on {device}",
+        arithmetic=arithmetic(settings, device),
     )
     return log
 
@@ -205,7 +210,7 @@ def finish(
     scores: dict | None,
     device: torch.device,
 ) -> dict:
-    """Save the network, draw, report; `scores`, `classes` and `folder`.
+    """Save the network, draw, report (the first process alone); `scores`, `classes` and `folder`.
 
     Args:
         task: what the network was trained for: stage, data set and per cent of the labels, which decide the published
@@ -214,6 +219,9 @@ def finish(
         reader: the split that was scored.
         scores: of `scores_of`; None if the split has no labels.
     """
+    result = {"scores": scores, "classes": reader.classes, "folder": log.folder}
+    if not log.first:
+        return result
     save_student(log.folder / "model.pt", student, log.stage, reader.classes, task)
     drawn = draw_predictions(log, student, reader, settings.pictures, device)
     if log.rows:
@@ -235,7 +243,7 @@ def finish(
     )
     headline = f"mIoU {100 * scores['miou']:.1f} %; " if scores else ""
     print(f"\n{text}\n\n{log.stage}: {headline}{log.folder / 'report.md'}")
-    return {"scores": scores, "classes": reader.classes, "folder": log.folder}
+    return result
 
 
 def report_scores(

@@ -1,19 +1,19 @@
 """One setting with several seeds, and what is finished is not run again."""
 
-import shutil
 from collections.abc import Callable
 from datetime import datetime
 
-from data.disk import InputError, atomic_write, read_text
+from data.disk import atomic_write
 from data.frame import Reader
 from slidr import config, report
 from slidr.downstream import report_scores
+from slidr.training.run import require_same
 
 Run = Callable[[config.Downstream], dict]
 
 
 def run_seeds(stage: str, run: Run, settings: config.Downstream, name: str) -> list[dict]:
-    """The scores of runs `<name>-seed<k>` of the settings, one a seed; a finished one is read, not run again.
+    """The scores of runs `<name>-seed<k>` of the settings, one a seed. A finished one is read, a cut-off one goes on.
 
     Args:
         stage: "linprobe" or "fewshot".
@@ -25,19 +25,13 @@ def run_seeds(stage: str, run: Run, settings: config.Downstream, name: str) -> l
     """
     results = []
     for seed in range(settings.seed, settings.seed + settings.seeds):
-        once = settings.model_copy(update={"seeds": 1, "seed": seed, "name": f"{name}-seed{seed}"})
+        once = settings.model_copy(update={"seeds": 1, "seed": seed, "name": f"{name}-seed{seed}", "resume": True})
         folder = settings.output / stage / once.name
-        if (folder / "config.yaml").exists():
-            if read_text(folder / "config.yaml") != config.to_yaml(once):
-                raise InputError(
-                    f"{folder} holds a run of other settings; choose another --name or remove that folder."
-                )
-            if (folder / "report.md").exists():
-                print(f"{folder} is finished and used as it is")
-                results.append(report.load_scores(folder / "scores.json"))
-                continue
-            print(f"{folder} was cut off and starts again")
-            shutil.rmtree(folder)
+        if (folder / "report.md").exists():
+            require_same(folder, once)
+            print(f"{folder} is finished and used as it is")
+            results.append(report.load_scores(folder / "scores.json"))
+            continue
         results.append(run(once)["scores"])
     return results
 

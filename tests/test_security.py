@@ -9,6 +9,7 @@ import hashlib
 import http.server
 import io
 import pickle
+import shutil
 import struct
 import tarfile
 import threading
@@ -27,11 +28,13 @@ from data.nuscenes import NuScenes
 from data.semantic_kitti import SemanticKitti
 from data.submission import Submission
 from data.subsets import choose_subset, write_subset
-from data.superpixels import load
+from data.superpixels import load as load_map
 from slidr import config
 from slidr.student import Student, StudentSpec, save_student
 from slidr.teachers import TEACHERS, load_teacher
 from slidr.teachers.weights import Entry
+from slidr.training.checkpoint import Checkpoints
+from slidr.training.replay import read_replay
 from tests.data.test_nuscenes import make_tables, write_tables, write_world
 from tests.test_layering import ROOT, SOURCES, imported
 
@@ -158,8 +161,15 @@ def test_a_pickle_in_place_of_a_checkpoint(refused, tmp_path, make):
         ["convert", "--source", file, "--target", "x.pt", "--to", "minkowski"],
     ):
         assert "hostile.pt is no checkpoint of plain tensors" in refused(*words)
-    with pytest.raises(InputError, match="hostile.pt is no checkpoint of plain tensors"):
-        load_teacher("resnet_small", str(file))
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()[:16]
+    shutil.copy(file, f"step-000000001-{digest}.pt")  # an attacker can count, too
+    for load in (
+        lambda: load_teacher("resnet_small", str(file)),
+        lambda: read_replay(file),
+        lambda: Checkpoints(tmp_path, 1).newest(),
+    ):
+        with pytest.raises(InputError, match=r"\.pt is no checkpoint of plain tensors"):
+            load()
     assert not Path("owned").exists() and not Path("x.pt").exists()
 
 
@@ -508,7 +518,7 @@ def test_a_decompression_bomb(monkeypatch, limit, side):
     with pytest.raises(InputError, match=f"cannot decode the image bomb.png .*({side} x {side}|exceeds limit)"):
         read_image("bomb.png")
     with pytest.raises(InputError, match="cannot decode the superpixel map bomb.png .*(promises|exceeds limit)"):
-        load(Path("bomb.png"), (side, side), "image")
+        load_map(Path("bomb.png"), (side, side), "image")
 
 
 def test_an_image_that_is_a_program(tmp_path, monkeypatch):
@@ -525,7 +535,7 @@ def test_an_image_that_is_a_program(tmp_path, monkeypatch):
     with pytest.raises(InputError, match="cannot decode the image image.jpg"):
         read_image("image.jpg")
     with pytest.raises(InputError, match="cannot decode the superpixel map map.png"):
-        load(Path("map.png"), (9, 9), "image")
+        load_map(Path("map.png"), (9, 9), "image")
     assert not Path("owned").exists()
 
 

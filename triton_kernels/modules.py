@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from triton_kernels import kernel_map as maps
@@ -212,7 +213,8 @@ class SparseConvTranspose3d(_SparseLayer):
 class BatchNorm(nn.Module):
     """Batch norm over all voxels of the batch, with the semantics and the state of nn.BatchNorm1d.
 
-    `bn` is an ordinary nn.BatchNorm1d, so that nn.SyncBatchNorm.convert_sync_batchnorm can replace it.
+    `bn` is an ordinary nn.BatchNorm1d. nn.SyncBatchNorm.convert_sync_batchnorm replaces it as it does everywhere: then
+    the batch is that of all processes, on CPUs too, and a process may have none of its voxels.
     """
 
     def __init__(self, channels: int, momentum: float = 0.1, eps: float = 1e-5):
@@ -222,19 +224,19 @@ class BatchNorm(nn.Module):
     def forward(self, x: SparseTensor, residual: SparseTensor | None = None, relu: bool = False) -> SparseTensor:
         """Normalised features, plus a residual on the same coordinates, through a ReLU.
 
-        Fewer than two voxels have no variance of their own and take the running one.
+        Fewer than two voxels have no variance of their own and take the running one. (Among several processes, where
+        nobody knows the number without waiting, their variance is 0.)
         """
         bn, voxels = self.bn, len(x.features)
         other = None if residual is None else residual.features
-        if isinstance(bn, nn.SyncBatchNorm):
-            return x.with_features(_activate(bn(x.features), other, relu))
-        if not self.training or voxels < 2:
+        group = (bn.process_group or dist.group.WORLD) if isinstance(bn, nn.SyncBatchNorm) else None
+        if not self.training or (group is None and voxels < 2):
             out = nn.functional.batch_norm(x.features, bn.running_mean, bn.running_var, bn.weight, bn.bias, eps=bn.eps)
             return x.with_features(_activate(out, other, relu))
-        features, mean, variance = normalize(x.features, bn.weight, bn.bias, bn.eps, other, relu)
+        features, mean, variance = normalize(x.features, bn.weight, bn.bias, bn.eps, other, relu, group)
         with torch.no_grad():
             bn.running_mean.lerp_(mean, bn.momentum)
-            bn.running_var.lerp_(variance * (voxels / (voxels - 1)), bn.momentum)
+            bn.running_var.lerp_(variance, bn.momentum)
             bn.num_batches_tracked += 1
         return x.with_features(features)
 

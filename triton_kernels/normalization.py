@@ -2,10 +2,13 @@
 
 PyTorch's own kernel adds up a channel's rows one by one in float32 on the CPU: its variance is off by 1e-5 of itself at
 20,000 voxels and by 1e-4 at 300,000. Here blocks of rows are summed about their own mean, and blocks are combined in
-float64: off by less than 1e-6, and the same from run to run.
+float64: off by less than 1e-6, and the same from run to run. The rows of several processes are combined just so.
 """
 
+from functools import partial
+
 import torch
+import torch.distributed as dist
 import triton
 import triton.language as tl
 
@@ -23,46 +26,54 @@ def normalize(
     eps: float,
     residual: torch.Tensor | None = None,
     relu: bool = False,
+    group: dist.ProcessGroup | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """`relu((x - mean) / sqrt(variance + eps) * weight + bias + residual)`, statistics in float32 at least.
 
     Args:
-        x: `[V, C]`, V > 0.
+        x: `[V, C]`; V > 0 in one process at least.
         weight, bias: `[C]`.
         eps: added to the variance.
         residual: `[V, C]` or None.
         relu: whether negative values become 0.
+        group: processes whose rows count as one batch, each of which must make the same calls. As in
+            nn.SyncBatchNorm the gradients of weight and bias stay those of the process's own rows.
 
-    Returns the features `[V, C]` in the type of `x`, and the mean and the biased variance `[C]` (without gradient).
+    Returns the features `[V, C]` in the type of `x`, and the mean and the unbiased variance `[C]` (without gradient).
     """
-    return _Normalize.apply(x, weight, bias, residual, eps, relu)
+    return _Normalize.apply(x, weight, bias, residual, eps, relu, group)
 
 
 class _Normalize(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, weight, bias, residual, eps, relu):
+    def forward(ctx, x, weight, bias, residual, eps, relu, group):
         x = x.contiguous()
         residual = None if residual is None else residual.to(x.dtype).contiguous()
-        y, mean, variance = torch.ops.triton_kernels.normalize(x, weight, bias, residual, eps, relu)
+        # operators take no process group
+        way = torch.ops.triton_kernels.normalize if group is None else partial(_normalize, group=group)
+        y, mean, variance, unbiased = way(x, weight, bias, residual, eps, relu)
         # Where ReLU was active shows in y; without a residual it is cheaper to compute again than to keep.
         ctx.save_for_backward(x, mean, variance, weight, bias, y if relu and residual is not None else None)
-        ctx.eps, ctx.relu = eps, relu
-        ctx.mark_non_differentiable(mean, variance)
-        return y, mean, variance
+        ctx.eps, ctx.relu, ctx.group = eps, relu, group
+        ctx.mark_non_differentiable(mean, unbiased)
+        return y, mean, unbiased
 
     @staticmethod
-    def backward(ctx, grad, _mean, _variance):
+    def backward(ctx, grad, _mean, _unbiased):
         x, mean, variance, weight, bias, y = ctx.saved_tensors
         with_residual = ctx.needs_input_grad[3]
-        grad_x, grad_weight, grad_bias, grad_residual = torch.ops.triton_kernels.normalize_backward(
+        way = torch.ops.triton_kernels.normalize_backward
+        if ctx.group is not None:
+            way = partial(_normalize_backward, group=ctx.group)
+        grad_x, grad_weight, grad_bias, grad_residual = way(
             grad.contiguous(), x, mean, variance, weight, bias, y, ctx.eps, ctx.relu, with_residual
         )
-        return grad_x, grad_weight, grad_bias, grad_residual if with_residual else None, None, None
+        return grad_x, grad_weight, grad_bias, grad_residual if with_residual else None, None, None, None
 
 
 library.define(
     "normalize(Tensor x, Tensor weight, Tensor bias, Tensor? residual, float eps, bool relu)"
-    " -> (Tensor, Tensor, Tensor)"
+    " -> (Tensor, Tensor, Tensor, Tensor)"
 )
 library.define(
     "normalize_backward(Tensor grad, Tensor x, Tensor mean, Tensor variance, Tensor weight, Tensor bias, Tensor? y,"
@@ -71,9 +82,15 @@ library.define(
 
 
 @torch.library.impl(library, "normalize", "CompositeExplicitAutograd")
-def _normalize(x, weight, bias, residual, eps, relu):
-    on_triton = uses_triton(x.device, x.dtype)
-    mean, variance = (_statistics_triton if on_triton else _statistics)(x)
+def _normalize(x, weight, bias, residual, eps, relu, group=None):
+    on_triton, voxels = uses_triton(x.device, x.dtype), len(x)
+    mean, squares = (_statistics_triton if on_triton else _statistics)(x)
+    free = max(voxels - 1, 1)
+    if group is not None:
+        mean, squares, voxels = _across(mean, squares, voxels, group)
+        free = (voxels - 1).clamp(min=1)
+    wide = torch.promote_types(x.dtype, torch.float32)
+    mean, variance, unbiased = (s.to(wide) for s in (mean, squares / voxels, squares / free))
     scale, shift = _affine(mean, variance, weight, bias, eps)
     out = torch.empty_like(x)
     if on_triton:
@@ -82,18 +99,18 @@ def _normalize(x, weight, bias, residual, eps, relu):
             x, scale, shift, x if residual is None else residual, out, len(x), x.shape[1],
             RESIDUAL=residual is not None, RELU=relu, ROWS=ROWS_TRITON, COLUMNS=columns,
         )  # fmt: skip
-        return out, mean, variance
+        return out, mean, variance, unbiased
     for at in range(0, len(x), ROWS):
         rows = slice(at, at + ROWS)
         block = torch.addcmul(shift, x[rows].to(shift.dtype), scale)
         if residual is not None:
             block += residual[rows]
         out[rows] = block.clamp_min_(0) if relu else block
-    return out, mean, variance
+    return out, mean, variance, unbiased
 
 
 @torch.library.impl(library, "normalize_backward", "CompositeExplicitAutograd")
-def _normalize_backward(grad, x, mean, variance, weight, bias, y, eps, relu, with_residual):
+def _normalize_backward(grad, x, mean, variance, weight, bias, y, eps, relu, with_residual, group=None):
     wide, voxels = mean.dtype, len(x)
     scale, shift = _affine(mean, variance, weight, bias, eps)
     reciprocal = torch.rsqrt(variance + eps)
@@ -103,11 +120,11 @@ def _normalize_backward(grad, x, mean, variance, weight, bias, y, eps, relu, wit
         grid, columns = _grid(x)
         switches = {"RELU": relu, "FROM_OUTPUT": y is not None, "ROWS": ROWS_TRITON, "COLUMNS": columns}
         active = x if y is None else y
-        partial = torch.empty((2, grid[0], x.shape[1]), dtype=wide, device=x.device)
+        sums = torch.empty((2, grid[0], x.shape[1]), dtype=wide, device=x.device)
         _sums_kernel[grid](
-            grad, x, active, mean, reciprocal, scale, shift, partial[0], partial[1], voxels, x.shape[1], **switches
+            grad, x, active, mean, reciprocal, scale, shift, sums[0], sums[1], voxels, x.shape[1], **switches
         )
-        sum_grad, sum_unit = (p.double().sum(0).to(wide) for p in partial)
+        own = sums.double().sum(1)
     else:
         blocks = [slice(at, at + ROWS) for at in range(0, voxels, ROWS)]
 
@@ -119,16 +136,18 @@ def _normalize_backward(grad, x, mean, variance, weight, bias, y, eps, relu, wit
             positive = torch.addcmul(shift, x[rows].to(wide), scale) > 0 if y is None else y[rows] > 0
             return g * positive
 
-        partial = x.new_empty(2, len(blocks), x.shape[1], dtype=wide)
+        sums = x.new_empty(2, len(blocks), x.shape[1], dtype=wide)
         for i, rows in enumerate(blocks):
             g = activated(rows)
-            torch.sum(g, 0, out=partial[0, i])
-            torch.sum((x[rows] - mean).mul_(g), 0, out=partial[1, i])
-        sum_grad, sum_unit = (p.double().sum(0).to(wide) for p in partial)
-        sum_unit *= reciprocal
+            torch.sum(g, 0, out=sums[0, i])
+            torch.sum((x[rows] - mean).mul_(g), 0, out=sums[1, i])
+        own = sums.double().sum(1)
+        own[1] *= reciprocal
+    total, count = (own, voxels) if group is None else _summed(own, voxels, group)
     # d unit / d x takes the mean, and the component along `unit`, out of the gradient
-    along = reciprocal * sum_unit / -voxels
-    constant = sum_grad / -voxels - mean * along
+    mean_grad, mean_unit = (total / -count).to(wide)
+    along = reciprocal * mean_unit
+    constant = mean_grad - mean * along
     if on_triton:
         _grad_kernel[grid](
             grad, x, active, scale, shift, along, constant, grad_x, grad_residual, voxels, x.shape[1],
@@ -140,13 +159,13 @@ def _normalize_backward(grad, x, mean, variance, weight, bias, y, eps, relu, wit
             if with_residual:
                 grad_residual[rows] = g
             grad_x[rows] = torch.addcmul(constant, x[rows].to(wide), along).add_(g).mul_(scale)
-    return grad_x, sum_unit.to(weight.dtype), sum_grad.to(bias.dtype), grad_residual
+    return grad_x, own[1].to(weight.dtype), own[0].to(bias.dtype), grad_residual
 
 
 @torch.library.register_fake("triton_kernels::normalize", lib=library)
 def _(x, weight, bias, residual, eps, relu):
     wide = torch.promote_types(x.dtype, torch.float32)
-    return torch.empty_like(x), x.new_empty(x.shape[1], dtype=wide), x.new_empty(x.shape[1], dtype=wide)
+    return torch.empty_like(x), *(x.new_empty(x.shape[1], dtype=wide) for _ in range(3))
 
 
 @torch.library.register_fake("triton_kernels::normalize_backward", lib=library)
@@ -161,23 +180,44 @@ def _affine(mean, variance, weight, bias, eps):
     return scale, bias - mean * scale
 
 
-def _combine(means: torch.Tensor, squares: torch.Tensor, rows: int, voxels: int):
-    """(mean, biased variance) `[C]` of blocks of `rows` from their means and squared deviations `[B, C]`."""
-    counts = torch.full((len(means), 1), rows, dtype=torch.float64, device=means.device)
-    counts[-1] = voxels - rows * (len(means) - 1)
+def _combine(means, squares, counts, voxels):
+    """(mean, squared deviations) `[C]` in float64 of all rows, from those `[B, C]` of parts of `counts [B, 1]` rows."""
     mean = (means.double() * counts).sum(0) / voxels
-    variance = (squares.double() + counts * (means - mean) ** 2).sum(0) / voxels
-    return mean.to(means.dtype), variance.to(means.dtype)
+    return mean, (squares.double() + counts * (means - mean) ** 2).sum(0)
+
+
+def _combine_blocks(means, squares, rows, voxels):
+    """`_combine` of blocks of `rows`, the last with what is left."""
+    counts = torch.full((len(means), 1), rows, dtype=torch.float64, device=means.device)
+    counts[-1:] = voxels - rows * (len(means) - 1)
+    return _combine(means, squares, counts, max(voxels, 1))
+
+
+def _across(mean, squares, voxels, group):
+    """(mean, squared deviations, rows) of the rows of all processes, from those of each one's own."""
+    mine = torch.cat((mean, squares, mean.new_full((1,), voxels)))
+    every = mine.new_empty(group.size(), len(mine))
+    dist.all_gather(list(every), mine, group=group)
+    means, squares, counts = every.split((len(mean), len(mean), 1), 1)
+    total = counts.sum().clamp(min=1)
+    return *_combine(means, squares, counts, total), total
+
+
+def _summed(sums, voxels, group):
+    """Sums `[2, C]` and numbers of rows, added over all processes."""
+    total = torch.cat((sums.flatten(), sums.new_full((1,), voxels)))
+    dist.all_reduce(total, group=group)
+    return total[:-1].view_as(sums), total[-1]
 
 
 def _statistics(x):
     wide = torch.promote_types(x.dtype, torch.float32)
-    blocks = x.split(ROWS)
+    blocks = [x[at : at + ROWS] for at in range(0, len(x), ROWS)]
     means, squares = x.new_empty(2, len(blocks), x.shape[1], dtype=wide)
     for i, block in enumerate(blocks):
         torch.mean(block, 0, dtype=wide, out=means[i])
         torch.sum((block - means[i]).square_(), 0, out=squares[i])  # centred before it is squared: no cancellation
-    return _combine(means, squares, ROWS, len(x))
+    return _combine_blocks(means, squares, ROWS, len(x))
 
 
 def _grid(x):
@@ -189,7 +229,7 @@ def _statistics_triton(x):
     grid, columns = _grid(x)
     means, squares = torch.empty((2, grid[0], x.shape[1]), dtype=torch.float32, device=x.device)
     _statistics_kernel[grid](x, means, squares, len(x), x.shape[1], ROWS=ROWS_TRITON, COLUMNS=columns)
-    return _combine(means, squares, ROWS_TRITON, len(x))
+    return _combine_blocks(means, squares, ROWS_TRITON, len(x))
 
 
 @triton.jit

@@ -9,7 +9,7 @@ from data.subsets import choose_subset
 from slidr.config import Evaluate
 from slidr.downstream import count, finish, has_labels, scores_of, segmentation_loader, start
 from slidr.student import Student, StudentSpec, load_weights, newest_checkpoint, read_checkpoint
-from slidr.training import prepare
+from slidr.training import distributed, prepare
 
 
 def run(settings: Evaluate) -> dict:
@@ -26,6 +26,8 @@ def run(settings: Evaluate) -> dict:
         raise InputError("`submission` needs the whole split; drop `subset`.")
     if settings.subset:
         reader = choose_subset(reader, 100, str(settings.subset))
+    if settings.submission and distributed.world() > 1:
+        raise InputError("`submission` is written by one process; start run.py without torchrun.")
     labelled = has_labels(reader)
     if not labelled and settings.submission is None:
         raise InputError(

@@ -70,7 +70,10 @@ def run(settings: Fewshot) -> dict:
     if settings.subset in ("scenes", "frames"):
         which = "every n-th" if settings.subset_seed is None else f"drawn by seed {settings.subset_seed}"
         remark = f"{settings.pct:g} % of the {settings.subset}, {which}"
-    write_subset(log.folder / "subset.txt", readers[0], f"{settings.dataset}, split {settings.train_split}: {remark}")
+    if log.first:
+        write_subset(
+            log.folder / "subset.txt", readers[0], f"{settings.dataset}, split {settings.train_split}: {remark}"
+        )
 
     def loss_of(batch: Batch) -> tuple[torch.Tensor, dict[str, float]]:
         logits, voxels = student(batch)
@@ -80,7 +83,7 @@ def run(settings: Fewshot) -> dict:
         return scores_of(*count(student, val_loader, classes, device))
 
     optimizer = sgd(settings, parameter_groups(student, settings))
-    fit(log, settings, loader, optimizer, loss_of, student, lambda: {"val_miou": score()["miou"]})
+    fit(log, settings, loader, optimizer, loss_of, student, lambda _: {"val_miou": score()["miou"]})
     return finish(log, settings, student, task, source, readers[1], score(), device)
 
 

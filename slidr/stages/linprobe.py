@@ -76,5 +76,6 @@ def run(settings: Linprobe) -> dict:
         return scores_of(*count(student, val_loader, classes, device))
 
     optimizer = sgd(settings, parameter_groups(student, settings))
-    fit(log, settings, loader, optimizer, loss_of, None, lambda: {"val_miou": score()["miou"]})
+    head = student.network.final
+    fit(log, settings, loader, optimizer, loss_of, head, lambda _: {"val_miou": score()["miou"]})
     return finish(log, settings, student, task, source, readers[1], score(), device)

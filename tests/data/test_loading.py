@@ -152,22 +152,45 @@ def test_workers_stay_and_have_one_thread_each():
     assert all(who.split()[1] == "1" and int(who.split()[0]) != os.getpid() for who in epochs[0])
 
 
-@given(st.integers(0, 23), st.integers(1, 5), st.booleans(), st.integers(0, 3))
-def test_processes_share_the_frames(length, world, shuffle, epoch):
-    """Evaluation: each frame once. Training: equal shares without overlap, less than `world` frames left out."""
-    shares = []
-    for rank in range(world):
-        loader = loader_of(Frames(length), batch=3, shuffle=shuffle, images=False, rank=rank, world=world)
-        loader.set_epoch(epoch)
-        batches = list(loader)
-        assert len(batches) == len(loader)
-        shares.append([name for batch in batches for name in batch.ids])
-    everyone = [name for share in shares for name in share]
-    assert len(set(everyone)) == len(everyone)
-    if shuffle:
-        assert {len(share) for share in shares} == {length // world}
-    else:
+@given(st.integers(0, 23), st.integers(1, 5), st.integers(1, 3), st.integers(0, 3))
+def test_processes_share_the_frames(length, world, each, epoch):
+    """Every frame once an epoch; processes that train take their steps together, with the frames of one process."""
+    for shuffle in (True, False):
+        asked = {"batch": each * world, "shuffle": shuffle, "images": False}
+        if shuffle and 0 < length < world:
+            with pytest.raises(InputError, match=f"{world} processes cannot share"):
+                loader_of(Frames(length), **asked, world=world)
+            continue
+        shares = []
+        for rank in range(world):
+            loader = loader_of(Frames(length), **asked, rank=rank, world=world)
+            loader.set_epoch(epoch)
+            shares.append([batch.ids for batch in loader])
+        everyone = [name for share in shares for ids in share for name in ids]
         assert sorted(everyone) == sorted(Frames(length).ids)
+        if shuffle:
+            assert {len(share) for share in shares} == {len(loader)}
+            alone = loader_of(Frames(length), **asked)
+            alone.set_epoch(epoch)
+            for step, batch in enumerate(list(alone)[: len(loader) - 1]):
+                assert sorted(batch.ids) == sorted(name for share in shares for name in share[step])
+
+
+def test_processes_that_train_have_equal_shares():
+    with pytest.raises(InputError, match="2 processes cannot share a batch of 3 .* a multiple of 2"):
+        loader_of(Frames(9), batch=3, shuffle=True, world=2)
+    assert len(list(loader_of(Frames(9), batch=1, world=2, images=False))) == 5  # evaluation: one each
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_epoch_goes_on_where_it_was_left(workers):
+    loader = loader_of(Frames(7), shuffle=True, images=False, workers=workers)
+    loader.set_epoch(2)
+    whole = [batch.ids for batch in loader]
+    loader.set_epoch(2, skip=3)
+    assert len(loader) == 4 and [batch.ids for batch in loader] == whole[3:]
+    loader.set_epoch(2)
+    assert [batch.ids for batch in loader] == whole
 
 
 # Superpixels

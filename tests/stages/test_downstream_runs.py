@@ -96,7 +96,7 @@ def test_a_sweep_goes_on_where_it_was_cut_off(command):
     times = [(RUNS / name / "config.yaml").stat().st_mtime_ns for name in points]
     code, again, err = command(*words)
     assert code == 0, err
-    assert again.count("is finished and used as it is") == 2 and again.count("was cut off and starts again") == 2
+    assert again.count("is finished and used as it is") == 2 and again.count("goes on after step") == 2
     new = [(RUNS / name / "config.yaml").stat().st_mtime_ns for name in points]
     assert [a == b for a, b in zip(times, new, strict=True)] == [True, True, False, False]
     assert list(csv.reader((RUNS / "kitti-sweep/sweep.csv").open())) == table  # same seed, same result

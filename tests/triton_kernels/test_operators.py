@@ -50,7 +50,7 @@ def test_schemas_and_fakes(device, n):
     scale, shift = torch.rand(5, device=device), torch.rand(5, device=device)
     for residual in (None, torch.randn(n, 5, device=device)):
         opcheck(OPS.normalize.default, (x, scale, shift, residual, 1e-5, True), test_utils=CHECKS)
-        y, mean, variance = OPS.normalize(x, scale, shift, residual, 1e-5, True)
+        y, mean, variance, _ = OPS.normalize(x, scale, shift, residual, 1e-5, True)
         saved = (x, mean, variance, scale, shift, None if residual is None else y)
         arguments = (torch.randn(n, 5, device=device), *saved, 1e-5, True, residual is not None)
         opcheck(OPS.normalize_backward.default, arguments, test_utils=CHECKS)
