@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from data.disk import DataGone, InputError
+from data.frame import Batch
 from data.loading import make_loader, select
 from data.nuscenes import NuScenes
 from data.semantic_kitti import SemanticKitti
@@ -98,6 +99,16 @@ def test_a_worker_that_dies(how, cause, remedy):
 def test_too_little_memory_is_no_bad_frame(workers, how):
     error = error_of(loader_of(Deadly(how), workers=workers, max_bad_frames=0.5))
     assert error == "there is too little memory to prepare f2: lower --workers or --batch."
+
+
+def test_full_shared_memory(monkeypatch):
+    def full(_batch):
+        raise RuntimeError("unable to allocate shared memory (shm) for file </torch_1>: No space left on device (28)")
+
+    monkeypatch.setattr(Batch, "share_memory_", full)
+    assert error_of(loader_of(Frames(4), workers=0)) == "no error"
+    error = error_of(loader_of(Frames(4), workers=1))
+    assert error.startswith("a process cannot hand over its data") and "--shm-size" in error
 
 
 # An unplugged data set
