@@ -1,19 +1,26 @@
 """Reading and writing files so that bad input is one clear sentence and nothing is ever half-written."""
 
 import contextlib
+import functools
 import io
 import os
 import tempfile
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 import torch
 from PIL import Image
 
+MOST_PIXELS = 100_000_000  # of an image; a bomb's file is small, its pixels fill the memory
+
 
 class InputError(Exception):
     """The user's input cannot be used. The message is one sentence: what, where, what to do (run.py exits with 2)."""
+
+
+class DataGone(InputError):
+    """A data set that was there is no longer: another frame of it would not read either."""
 
 
 @contextlib.contextmanager
@@ -60,12 +67,72 @@ def require_folder(path: str | Path, what: str, remedy: str) -> Path:
     return path
 
 
+@contextlib.contextmanager
+def still_there(folder: Path) -> Iterator[None]:
+    """Turns an InputError into DataGone if `folder`, which the files that are read lie in, is gone or empty.
+
+    Empty, because that is what an unmounted disk leaves behind.
+    """
+    try:
+        yield
+    except InputError as error:
+        try:
+            gone = next(os.scandir(folder), None) is None
+        except OSError:
+            gone = True
+        if gone:
+            raise DataGone(
+                f"the data set is gone: {folder} is {'empty' if folder.is_dir() else 'no longer there'}; mount or "
+                "restore it and start again."
+            ) from error
+        raise
+
+
+def names_inside(name: str) -> bool:
+    """Whether a relative path leads nowhere but below the folder that it is relative to, links apart.
+
+    Control characters are no names: they end paths, and write to terminals when they are printed.
+    """
+    path = PurePosixPath(name)
+    return not path.is_absolute() and ".." not in path.parts and name.isprintable()
+
+
+def inside(root: Path, name: str) -> Path:
+    """`root / name`, for a name that somebody else wrote (a data set's table). Raises InputError if it leads out.
+
+    Links: the root may be one, and so may the folders directly in it (`samples -> /big/disk/samples`): these a user
+    makes. What lies below may not lead out of them, be it a linked file or a linked folder.
+    """
+    file = root / name
+    real = Path(os.path.realpath(file)) if os.path.islink(file) else _real(file.parent) / file.name
+    places = [_real(root / folder) for folder in PurePosixPath(name).parents[-2:]]  # the root, and the folder in it
+    if not names_inside(name) or not any(real.is_relative_to(place) for place in places):
+        raise InputError(
+            f"the tables of {root} name the file {name!r}, which leads outside the data set; download it again, or "
+            "link whole folders of the root."
+        )
+    return file
+
+
+@functools.lru_cache(1000)
+def _real(folder: Path) -> Path:
+    """Where a folder really is; kept, for a data set has few folders and a million files."""
+    return Path(os.path.realpath(folder))  # `resolve` raises for links that go round
+
+
 def read_text(path: str | Path) -> str:
     """The content of a UTF-8 text file. Raises InputError if it is missing, unreadable or no such text."""
     try:
         return Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"cannot read {path} ({error}); restore the file from the data set.") from error
+    except MemoryError as error:
+        raise InputError(_too_large(path)) from error
+
+
+def _too_large(path: str | Path) -> str:
+    size = Path(path).stat().st_size / 1e9
+    return f"{path} does not fit into memory ({size:,.0f} GB); restore the file from the data set."
 
 
 def read_array(path: str | Path, dtype: str, columns: int = 1, rows: int | None = None) -> np.ndarray:
@@ -80,6 +147,8 @@ def read_array(path: str | Path, dtype: str, columns: int = 1, rows: int | None 
         raise InputError(
             f"cannot read {path}: {error.strerror or error}; restore the file from the data set."
         ) from error
+    except MemoryError as error:
+        raise InputError(_too_large(path)) from error
     row = np.dtype(dtype).itemsize * columns
     if len(raw) % row:
         raise InputError(
@@ -134,10 +203,23 @@ def shrunk(size: tuple[int, int], shrink: int) -> tuple[int, int]:
     return -(-size[0] // shrink), -(-size[1] // shrink)
 
 
+def open_image(path: str | Path) -> Image.Image:
+    """A JPEG or PNG file, not decoded yet. Raises what Pillow raises, and ValueError above `MOST_PIXELS`.
+
+    Of Pillow's other formats EPS would be handed to Ghostscript, and its own limit of pixels is a global that any
+    library may lift.
+    """
+    image = Image.open(path, formats=("JPEG", "PNG"))
+    if image.width * image.height > MOST_PIXELS:
+        image.close()
+        raise ValueError(f"its header promises {image.width} x {image.height} pixels, no camera's image")
+    return image
+
+
 @contextlib.contextmanager
 def _opened(path: str | Path) -> Iterator[Image.Image]:
     try:
-        with Image.open(path) as image:
+        with open_image(path) as image:
             yield image
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # PIL's ways to say "broken"
         raise InputError(f"cannot decode the image {path} ({error}); download it again.") from error
@@ -160,10 +242,12 @@ def read_tensors(path: str | Path, *nests: str) -> dict:
     """The dictionary in a torch file, or the first of the dictionaries `nests` inside it that there is.
 
     Raises InputError if the file is missing, is no checkpoint of plain tensors (nothing else is ever unpickled), or
-    holds no dictionary.
+    holds no dictionary with names as keys. Sparse, quantised and nested tensors, and those without data, are not plain.
     """
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
+        if not all(map(_is_plain, _tensors(content))):
+            raise TypeError
     except OSError as error:
         raise InputError(f"cannot read the weights {path}: {error.strerror or error}; name a checkpoint.") from error
     except Exception as error:  # torch.load raises a dozen types for files that are no checkpoint
@@ -171,6 +255,18 @@ def read_tensors(path: str | Path, *nests: str) -> dict:
             f"{path} is no checkpoint of plain tensors ({type(error).__name__}); name another file."
         ) from error
     inner = next((content[n] for n in nests if isinstance(content, dict) and isinstance(content.get(n), dict)), content)
-    if not isinstance(inner, dict):
+    if not isinstance(inner, dict) or not all(isinstance(key, str) for key in inner):
         raise InputError(f"{path} holds no dictionary of weights; name another file.")
     return inner
+
+
+def _is_plain(tensor: torch.Tensor) -> bool:
+    return tensor.is_cpu and tensor.layout == torch.strided and not (tensor.is_nested or tensor.is_quantized)
+
+
+def _tensors(value: object) -> Iterator[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, dict | list | tuple):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from _tensors(part)

@@ -12,10 +12,10 @@ from tqdm import tqdm
 
 from data import augment as augmentation
 from data.augment import AugmentSettings
-from data.disk import InputError
+from data.disk import DataGone, InputError
 from data.frame import Batch, Frame, Reader, collate
 from data.superpixels import SuperpixelSettings, load_or_compute
-from data.workers import handed_over, leave_signals, results
+from data.workers import LESS_MEMORY, handed_over, leave_signals, results
 
 
 def select(reader: Reader, rows: list[int]) -> "Selection":
@@ -49,7 +49,7 @@ class _Frames(Dataset):
     """Item (epoch, index) -> a prepared frame, and (id, sentence) of those that could not be read on the way to it.
 
     The next frame stands in for one that cannot be read, so that batches keep their number and size; None after more
-    of them than there may be.
+    of them than there may be. An InputError in place of the item if no other frame could stand in.
     """
 
     reader: Reader
@@ -61,12 +61,16 @@ class _Frames(Dataset):
     seed: int
     spared: int  # frames that may stay unread
 
-    def __getitem__(self, item: tuple[int, int]) -> tuple[Frame | None, list[tuple[str, str]]]:
+    def __getitem__(self, item: tuple[int, int]) -> tuple[Frame | None, list[tuple[str, str]]] | InputError:
         epoch, index = item
         unread = []
         while len(unread) <= self.spared:
             try:
                 return self._prepared(epoch, index), unread
+            except DataGone as error:
+                return error
+            except MemoryError:
+                return InputError(f"there is too little memory to prepare {self.reader.ids[index]}: {LESS_MEMORY}.")
             except InputError as error:
                 unread.append((self.reader.ids[index], str(error)))
                 index = (index + 1) % len(self.reader)
@@ -206,8 +210,10 @@ def make_loader(
 
 
 def _together(
-    items: list[tuple[Frame | None, list[tuple[str, str]]]], intensity_offset: float
+    items: list[tuple[Frame | None, list[tuple[str, str]]] | InputError], intensity_offset: float
 ) -> tuple[Batch | None, list[tuple[str, str]]] | InputError:
+    if hopeless := [item for item in items if isinstance(item, InputError)]:
+        return hopeless[0]
     frames, unread = zip(*items, strict=True)
     batch = None
     if None not in frames:

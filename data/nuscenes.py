@@ -7,11 +7,21 @@ import sys
 import zipfile
 from collections import defaultdict
 from collections.abc import Callable
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 
-from data.disk import InputError, atomic_write, read_array, read_points, read_text, require_folder
+from data.disk import (
+    InputError,
+    atomic_write,
+    inside,
+    names_inside,
+    read_array,
+    read_points,
+    read_text,
+    require_folder,
+    still_there,
+)
 from data.frame import Frame, Pairs, read_view
 from data.labels import CLASSES, to_train_ids
 from data.projection import Rigid, project
@@ -71,31 +81,39 @@ class NuScenes:
     def image_files(self) -> list[tuple[str, Path]]:
         """(token, file) of every camera image of the split."""
         tokens, paths = (self._index[name][:, 1:].ravel() for name in ("token", "path"))
-        return [(token.decode(), self._root / path.decode()) for token, path in zip(tokens, paths, strict=True)]
+        return [(token.decode(), self._file(path)) for token, path in zip(tokens, paths, strict=True)]
 
     def read(self, index: int, images: bool = True, labels: bool = True, shrink: int = 1) -> Frame:
         """Keyframe `index` of the split; see `data.frame.Reader.read`.
 
-        Labels are None where the tables name no lidarseg file. Raises InputError for a missing or broken file.
+        Labels are None where the tables name no lidarseg file. Raises InputError for a missing or broken file, or for
+        one outside the root (see `data.disk.inside`), and DataGone if the folder of the scans is gone.
         """
+        with still_there(self._root / self._index["path"][index, 0].decode().split("/")[0]):
+            return self._read(index, images, labels, shrink)
+
+    def _read(self, index: int, images: bool, labels: bool, shrink: int) -> Frame:
         row = {name: values[index] for name, values in self._index.items()}
         mounts = [Rigid.from_quaternion(mount[:4], mount[4:]) for mount in row["mount"]]
         egos = [Rigid.from_quaternion(ego[:4], ego[4:]) for ego in row["ego"]]
-        points = read_points(self._root / row["path"][0].decode(), columns=5)  # the fifth is the laser's number
+        points = read_points(self._file(row["path"][0]), columns=5)  # the fifth is the laser's number
         frame = Frame(id=self.ids[index], points=points, pose=egos[0].matrix() @ mounts[0].matrix())
         if labels and row["labels"]:
-            file = self._root / row["labels"].decode()
+            file = self._file(row["labels"])
             frame.labels = to_train_ids(read_array(file, "u1", rows=len(points)), self.name, file)
         if images:
             pairs = []
             for i, camera in enumerate(CAMERAS, 1):
-                view = read_view(camera, row["token"][i].decode(), self._root / row["path"][i].decode(), shrink)
+                view = read_view(camera, row["token"][i].decode(), self._file(row["path"][i]), shrink)
                 frame.cameras.append(view)
                 outward, inward = [mounts[0], egos[0]], [egos[i], mounts[i]]
                 point, y, x = project(points, outward, inward, row["intrinsics"][i - 1], view.size)
                 pairs.append(Pairs(point, np.full_like(point, i - 1), y, x))
             frame.pairs = Pairs.concatenate(pairs)
         return frame
+
+    def _file(self, path: bytes) -> Path:
+        return inside(self._root, path.decode())
 
 
 def _choose_tables(root: Path, split: str, version: str | None) -> dict[Path, list[str]]:
@@ -156,7 +174,7 @@ def _cached_index(folder: Path, cache: str | Path | None) -> Index:
         with np.load(cache) as stored:
             if str(stored["stamp"]) == stamp:
                 return {name: stored[name] for name in stored.files if name != "stamp"}
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+    except (OSError, ValueError, KeyError, EOFError, MemoryError, zipfile.BadZipFile):
         pass  # no cache yet, or not ours
     if sum(file.stat().st_size for file in files) > _SLOW_TABLES:
         print(f"indexing {folder}, once, in up to a minute ...", file=sys.stderr, flush=True)
@@ -211,9 +229,9 @@ def _build_index(folder: Path) -> Index:
             "ego": np.array([[_motion(egos[row["ego_pose_token"]]) for row in frame] for frame in rows]),
             "intrinsics": np.array([[sensor["camera_intrinsic"] for sensor in frame[1:]] for frame in sensors], float),
         }
-        if index["intrinsics"].shape[1:] != (6, 3, 3):
-            raise ValueError("camera_intrinsic is not 3 x 3")
-    except (KeyError, TypeError, ValueError) as error:
+        if index["intrinsics"].shape[1:] != (6, 3, 3) or not np.isfinite(index["intrinsics"]).all():
+            raise ValueError("camera_intrinsic is not 3 x 3 finite numbers")
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise InputError(f"the tables in {folder} do not fit together ({error}); download them again.") from error
     return index
 
@@ -221,7 +239,7 @@ def _build_index(folder: Path) -> Index:
 def _json(file: Path, keep: Callable[[dict], object] | None = None):
     try:
         return json.loads(read_text(file), object_hook=keep)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:  # beside JSON's own errors, numbers of thousands of digits
         raise InputError(f"{file} is no JSON ({error}); download it again.") from error
 
 
@@ -252,7 +270,6 @@ def _plain_name(token: str, folder: Path) -> str:
 
 def _inside(file: str, folder: Path) -> str:
     """`file`, relative to the root and staying inside it."""
-    path = PurePosixPath(file)
-    if path.is_absolute() or ".." in path.parts:
+    if not names_inside(file):
         raise InputError(f"the tables in {folder} name the file {file!r} outside the data set; download them again.")
     return file

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data.disk import InputError, read_array, read_points, read_text, require_folder
+from data.disk import InputError, read_array, read_points, read_text, require_folder, still_there
 from data.frame import Frame, Pairs, read_view
 from data.labels import CLASSES, to_train_ids
 from data.projection import Rigid, project
@@ -70,8 +70,13 @@ class SemanticKitti:
     def read(self, index: int, images: bool = True, labels: bool = True, shrink: int = 1) -> Frame:
         """Frame `index` of the split; see `data.frame.Reader.read`.
 
-        Labels are None for sequences without a `labels` folder. Raises InputError for a missing or broken file.
+        Labels are None for sequences without a `labels` folder. Raises InputError for a missing or broken file, and
+        DataGone if the folder of the sequences is gone.
         """
+        with still_there(self._sequences):
+            return self._read(index, images, labels, shrink)
+
+    def _read(self, index: int, images: bool, labels: bool, shrink: int) -> Frame:
         points = read_points(self._file(index, "velodyne", ".bin"), columns=4)
         frame = Frame(id=self.ids[index], points=points, pose=self._pose(index))
         if labels and (self._sequences / self.scenes[index] / "labels").is_dir():
@@ -114,6 +119,8 @@ def _read_calibration(folder: Path) -> _Calibration:
         if key not in rows:
             raise InputError(f"{file} has no `{key}`, without which points cannot be placed in {CAMERA}: restore it.")
     lidar_to_camera = _matrix(rows["Tr"], file, "`Tr`")
+    if abs(np.linalg.det(lidar_to_camera[:, :3]) - 1) > 0.01:
+        raise InputError(f"`Tr` of {file} is no rotation and translation: restore the file from the data set.")
     return _Calibration(_matrix(rows["P2"], file, "`P2`"), Rigid(lidar_to_camera[:, :3], lidar_to_camera[:, 3]))
 
 

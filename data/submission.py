@@ -33,8 +33,8 @@ class Submission:
         reader: a whole split.
         split: its name.
 
-    Raises InputError if the folder holds files already, or if a scene (sequence) of the split is not on disk: the
-    servers take only all of them.
+    Raises InputError if the folder holds files already, if the split's name is no plain one, or if a scene (sequence)
+    of the split is not on disk: the servers take only all of them.
     """
 
     def __init__(self, folder: Path, reader: Reader, split: str):
@@ -46,6 +46,8 @@ class Submission:
                 f"a submission of the split `{split}` needs all of it, but {len(missing)} of its scenes are not there "
                 f"({', '.join(missing[:5])}{' ...' if len(missing) > 5 else ''}): complete the data set."
             )
+        if Path(split).name != split:  # a name from the data set's splits.json
+            raise InputError(f"the split {split!r} cannot name a folder of the submission; rename it in splits.json.")
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise InputError(f"{folder} is no empty folder; choose another --submission or empty it.")
         self._folder, self._reader, self._split, self._written = folder, reader, split, 0

@@ -12,7 +12,7 @@ from skimage.segmentation import felzenszwalb, slic
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from data.disk import InputError, atomic_write, read_image, shrunk
+from data.disk import InputError, atomic_write, open_image, read_image, shrunk
 from data.frame import CameraView
 from data.workers import results
 
@@ -106,7 +106,7 @@ def load(path: Path, size: tuple[int, int], image: str) -> np.ndarray:
     Raises InputError if it does not decode or is not of the `size` of its `image`.
     """
     try:
-        with Image.open(path) as file:
+        with open_image(path) as file:
             ids = np.asarray(file)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # PIL's ways to say "broken"
         raise InputError(

@@ -57,7 +57,8 @@ def handed_over(batch: Batch) -> Batch:
         raise InputError(f"a process cannot hand over its data ({error}): {_REMEDIES['Bus error']}.") from error
 
 
+LESS_MEMORY = "lower --workers or --batch"
 _REMEDIES = {
-    "Killed": "the machine probably ran out of memory; lower --workers or --batch",
-    "Bus error": "shared memory is full; lower --workers or --batch, or enlarge /dev/shm (docker run --shm-size=8g)",
+    "Killed": f"the machine probably ran out of memory; {LESS_MEMORY}",
+    "Bus error": f"shared memory is full; {LESS_MEMORY}, or enlarge /dev/shm (docker run --shm-size=8g)",
 }

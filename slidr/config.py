@@ -6,7 +6,9 @@ unknown key is an error that names the nearest known one. Without a recipe a sta
 """
 
 import difflib
+import math
 import re
+import reprlib
 import types
 import typing
 from pathlib import Path
@@ -21,6 +23,10 @@ from data.superpixels import SuperpixelSettings
 
 RECIPES = Path(__file__).parent / "configs"
 
+_NO_YAML = (yaml.YAMLError, ValueError, RecursionError)  # ValueError: `2024-13-01` looks like a date and is none
+_SHORT = reprlib.Repr()  # of values in sentences: a few lines of YAML aliases can stand for gigabytes
+_SHORT.maxlevel, _SHORT.maxstring = 2, 100
+
 Count = Annotated[int, Field(ge=1)]
 Index = Annotated[int, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -29,8 +35,8 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 
 def _ordered(size: tuple[float, float, float]) -> tuple[float, float, float]:
-    if min(size) <= 0:
-        raise ValueError("every voxel edge must be above 0")
+    if not all(0 < edge < math.inf for edge in size):
+        raise ValueError("every voxel edge must be a number above 0")
     return size
 
 
@@ -361,7 +367,7 @@ def validate(settings_type: type[BaseModel], values: dict, sources: dict[str, st
             raise InputError(f"`--{name}` is needed: {settings_type.model_fields[name].description}.") from None
         where = (sources or {}).get(name, "settings")
         reason = first["msg"][0].lower() + first["msg"][1:]
-        raise InputError(f"{where}: `{name}` cannot be {first['input']!r}: {reason}.") from None
+        raise InputError(f"{where}: `{name}` cannot be {_SHORT.repr(first['input'])}: {reason}.") from None
 
 
 def read_yaml(path: Path) -> dict:
@@ -373,7 +379,7 @@ def read_yaml(path: Path) -> dict:
         raise InputError(
             f"cannot read {path}: {error.strerror}; name a YAML file, e.g. one of {RECIPES}: {shipped}."
         ) from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except _NO_YAML as error:
         where = getattr(error, "problem_mark", None)
         line = f" at line {where.line + 1}" if where else ""
         raise InputError(f"{path} is no valid YAML{line}; write one `key: value` a line.") from error
@@ -399,7 +405,7 @@ def _flags(words: list[str], switches: set[str]) -> dict[str, object]:
             value = words.pop(0)
         try:
             flags[name.replace("-", "_")] = yaml.safe_load(value)
-        except yaml.YAMLError:
+        except _NO_YAML:
             flags[name.replace("-", "_")] = value
     return flags
 

@@ -84,8 +84,14 @@ def segmentation_loader(
 
 
 def has_labels(reader: Reader) -> bool:
-    """Whether the split comes with labels."""
-    return reader.read(0, images=False).labels is not None
+    """Whether the split comes with labels, by the first frame that reads. Raises InputError if ten in a row do not."""
+    for index in range(len(reader)):
+        try:
+            return reader.read(index, images=False).labels is not None
+        except InputError:  # one bad frame is for `max_bad_frames` to judge
+            if index + 1 == min(10, len(reader)):
+                raise
+    return False
 
 
 def open_labelled(settings: config.WithData, split: str) -> Reader:

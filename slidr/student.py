@@ -1,6 +1,7 @@
 """The student as the stages use it: points -> voxels -> network, and the file that remembers how it was built."""
 
 from pathlib import Path
+from typing import Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -8,6 +9,7 @@ from torch import nn
 
 from data.disk import InputError, read_tensors, write_tensors
 from data.frame import Batch
+from slidr.config import Architecture, Positive, VoxelSize
 from slidr.minkunet import STRIDES, UNREAD, MinkUNet
 from triton_kernels import CartesianGrid, CylindricalGrid, SparseTensor, Voxels, voxelize
 
@@ -22,11 +24,33 @@ class StudentSpec(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    architecture: str
-    width: float
-    grid: str
-    voxel_size: tuple[float, float, float]
+    architecture: Architecture
+    width: Positive
+    grid: Literal["cylindrical", "cartesian"]
+    voxel_size: VoxelSize
     input_feature: str = "intensity"
+
+
+class _Task(BaseModel):
+    """What a segmentation network was trained for (see slidr.downstream.finish)."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    stage: str
+    dataset: str
+    pct: float
+
+
+class _Checkpoint(BaseModel):
+    """The form of a model.pt: nobody who reads one need doubt what is in it."""
+
+    model_config = ConfigDict(arbitrary_types_allowed=True)
+
+    stage: str
+    spec: StudentSpec
+    classes: list[str]
+    task: _Task | None = None
+    weights: dict[str, torch.Tensor]
 
 
 class Student(nn.Module):
@@ -38,6 +62,8 @@ class Student(nn.Module):
         bn_momentum: batch-norm momentum outside the residual blocks.
         normalize: L2-normalise the output of each voxel (pretraining).
         bn_momentum_blocks: batch-norm momentum inside them.
+
+    Raises InputError if there is too little memory for it.
     """
 
     def __init__(
@@ -52,14 +78,20 @@ class Student(nn.Module):
         self.spec = spec
         a, b, c = spec.voxel_size
         self.grid = CylindricalGrid(a, b, c) if spec.grid == "cylindrical" else CartesianGrid((a, b, c))
-        self.network = MinkUNet(
-            out_channels,
-            spec.architecture,
-            bn_momentum=bn_momentum,
-            bn_momentum_blocks=bn_momentum_blocks,
-            normalize=normalize,
-            width=spec.width,
-        )
+        try:
+            self.network = MinkUNet(
+                out_channels,
+                spec.architecture,
+                bn_momentum=bn_momentum,
+                bn_momentum_blocks=bn_momentum_blocks,
+                normalize=normalize,
+                width=spec.width,
+            )
+        except RuntimeError as error:  # how torch says that it cannot have so much memory
+            raise InputError(
+                f"a {spec.architecture} of width {spec.width:g} and {out_channels} output channels does not fit into "
+                "memory; lower --width or choose other --weights."
+            ) from error
 
     def describe(self) -> str:
         """Architecture, size and voxels in a few words."""
@@ -111,8 +143,8 @@ def read_checkpoint(path: Path) -> dict:
     """The content of a `model.pt` written by `save_student`; InputError if it is something else."""
     content = read_tensors(path)
     try:
-        StudentSpec(**content["spec"])
-    except (KeyError, TypeError, ValidationError) as error:
+        _Checkpoint(**content).weights[f"{HEAD}weight"].shape[2]  # [1, Cin, Cout]
+    except (KeyError, IndexError, ValidationError) as error:
         raise InputError(
             f"{path} is no model.pt of this program; name one, or bring a published one in with `run.py convert`."
         ) from error

@@ -22,13 +22,15 @@ DOWNLOAD_SECONDS = 3600
 class Entry:
     """One teacher by name.
 
-    build: architecture and its arguments; then the weights' address and the SHA-256 of the file. Where no SHA-256 is
-    known from several independent sources nothing is downloaded: the user fetches the file himself.
+    build: architecture and its arguments; then the weights' address, the SHA-256 of the file and its size in millions
+    of bytes, rounded up: not more than that is taken from a server. Where no SHA-256 is known from several independent
+    sources nothing is downloaded: the user fetches the file himself.
     """
 
     build: tuple
     url: str | None = None
     sha256: str | None = None
+    megabytes: int = 0
 
     def where(self, folder: Path) -> str:
         """Where its weights are, for `run.py env`."""
@@ -48,6 +50,7 @@ TEACHERS = {
         _RESNET50,
         "https://download.pytorch.org/models/resnet50-0676ba61.pth",
         "0676ba61b6795bbe1773cffd859882e5e297624d384b6993f7c9e683e722fb8a",
+        103,
     ),
     # of MoCo's files only MD5s are published, and only their first digits: v2 a04e12f8, v1 b251726a
     "resnet50_moco_v2": Entry(_RESNET50, f"{_META}/moco/moco_checkpoints/moco_v2_800ep/moco_v2_800ep_pretrain.pth.tar"),
@@ -59,6 +62,7 @@ TEACHERS = {
         (VisionTransformer, *_S, 16, 224, False),
         f"{_META}/dino/dino_deitsmall16_pretrain/dino_deitsmall16_pretrain.pth",
         "1566d50496f27f52f07fea6094fa29b2fdd6fae89da65bdd3ebc3b24ef6b7eb7",
+        87,
     ),
     "vit_small_8_dino": Entry(
         (VisionTransformer, *_S, 8, 224, False), f"{_META}/dino/dino_deitsmall8_pretrain/dino_deitsmall8_pretrain.pth"
@@ -67,6 +71,7 @@ TEACHERS = {
         (VisionTransformer, *_B, 16, 224, False),
         f"{_META}/dino/dino_vitbase16_pretrain/dino_vitbase16_pretrain.pth",
         "bf34ad0f424b9029b593e8dc3ed553bf26e88bcba0d32bf3e62a6209cb64c85e",
+        344,
     ),
     "vit_base_8_dino": Entry(
         (VisionTransformer, *_B, 8, 224, False), f"{_META}/dino/dino_vitbase8_pretrain/dino_vitbase8_pretrain.pth"
@@ -75,21 +80,25 @@ TEACHERS = {
         (VisionTransformer, *_S, 14, 518, True),
         f"{_META}/dinov2/dinov2_vits14/dinov2_vits14_pretrain.pth",
         "b938bf1bc15cd2ec0feacfe3a1bb553fe8ea9ca46a7e1d8d00217f29aef60cd9",
+        89,
     ),
     "dinov2_vitb14": Entry(
         (VisionTransformer, *_B, 14, 518, True),
         f"{_META}/dinov2/dinov2_vitb14/dinov2_vitb14_pretrain.pth",
         "0b8b82f85de91b424aded121c7e1dcc2b7bc6d0adeea651bf73a13307fad8c73",
+        347,
     ),
     "dinov2_vitl14": Entry(
         (VisionTransformer, *_L, 14, 518, True),
         f"{_META}/dinov2/dinov2_vitl14/dinov2_vitl14_pretrain.pth",
         "d5383ea8f4877b2472eb973e0fd72d557c7da5d3611bd527ceeb1d7162cbf428",
+        1218,
     ),
     "resnet18_imagenet": Entry(
         (ResNet, BasicBlock, (2, 2, 2, 2)),
         "https://download.pytorch.org/models/resnet18-f37072fd.pth",
         "f37072fd47e89c5e827621c5baffa7500819f7896bbacec160b1a16c560e07ec",
+        47,
     ),
     "resnet_small": Entry((ResNet, BasicBlock, (1, 1), 32)),
 }
@@ -108,7 +117,7 @@ def public_file(name: str, entry: Entry, folder: Path) -> Path:
         )
     with atomic_write(path) as temporary:
         try:
-            digest = _download(entry.url, temporary)
+            digest = _download(entry.url, temporary, entry.megabytes * 1_000_000)
         except (OSError, http.client.HTTPException) as error:  # urllib's own errors are OSErrors
             raise InputError(
                 f"cannot download {entry.url} ({error}): fetch it to {path}, or pass --teacher_weights FILE or random."
@@ -121,18 +130,26 @@ def public_file(name: str, entry: Entry, folder: Path) -> Path:
     return path
 
 
-def _download(url: str, path: Path) -> str:
-    """Write `url` to `path`, showing progress; the SHA-256 of what came. OSError or HTTPException if it fails."""
-    digest, deadline = hashlib.sha256(), time.monotonic() + DOWNLOAD_SECONDS
+def _download(url: str, path: Path, most: int) -> str:
+    """Write `url` to `path`, showing progress; the SHA-256 of what came.
+
+    Raises OSError or HTTPException if that fails, if more than `most` bytes come, or fewer than the server promised.
+    """
+    digest, deadline, came = hashlib.sha256(), time.monotonic() + DOWNLOAD_SECONDS, 0
     with urllib.request.urlopen(url, timeout=30) as response, open(path, "wb") as file:
         size = int(response.headers.get("Content-Length") or 0)
         with tqdm(total=size or None, unit="B", unit_scale=True, desc=url.rsplit("/", 1)[1]) as bar:
             while chunk := response.read1(1 << 20):  # what is there, at most 1 MiB
+                came += len(chunk)
+                if max(came, size) > most:
+                    raise OSError(f"it sends more than the {most:,} bytes that the file has")
                 file.write(chunk)
                 digest.update(chunk)
                 bar.update(len(chunk))
                 if time.monotonic() > deadline:  # a server that trickles never meets the socket's own time-out
                     raise TimeoutError(f"not complete after {DOWNLOAD_SECONDS} s")
+        if came < size:
+            raise OSError(f"the connection ended after {came:,} of {size:,} bytes")
     return digest.hexdigest()
 
 

@@ -1,14 +1,11 @@
 """Checkpoints that can be trusted: written beside and renamed, with their checksum in their name."""
 
 import hashlib
-import io
 import re
 import sys
 from pathlib import Path
 
-import torch
-
-from data.disk import atomic_write, packed
+from data.disk import atomic_write, packed, read_tensors
 
 NAME = re.compile(r"step-(\d+)(-best)?-([0-9a-f]{16})\.pt")
 
@@ -44,11 +41,14 @@ class Checkpoints:
         return path
 
     def newest(self) -> dict | None:
-        """The content of the newest whole checkpoint (tensors on the CPU), None without one; damaged ones are named."""
+        """The content of the newest whole checkpoint (tensors on the CPU), None without one; damaged ones are named.
+
+        Raises InputError if it is whole but no checkpoint: a checksum keeps off damage, not intent.
+        """
         for path in self._found():
             raw = path.read_bytes()
             if hashlib.sha256(raw).hexdigest()[:16] == NAME.fullmatch(path.name)[3]:
-                return torch.load(io.BytesIO(raw), map_location="cpu", weights_only=True)
+                return read_tensors(path)
             print(f"{path} is damaged and left out: its checksum is another", file=sys.stderr)
         return None
 

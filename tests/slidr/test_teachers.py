@@ -160,7 +160,7 @@ def small(monkeypatch):
     torch.save(network.state_dict(), buffer)
     content = buffer.getvalue()
     monkeypatch.setitem(
-        TEACHERS, "tiny", Entry(entry, "https://example.org/tiny.pth", hashlib.sha256(content).hexdigest())
+        TEACHERS, "tiny", Entry(entry, "https://example.org/tiny.pth", hashlib.sha256(content).hexdigest(), 1)
     )
     return network, content
 
