@@ -80,9 +80,7 @@ def run(settings: Pretrain) -> Path:
             k, q = pool_pairs(voxel_features, image_features, batch.images.shape[2:], pairs)
         share = 1.0
         if settings.gather_negatives and trained.training:
-            # the mean over all rows of all processes, once the processes' losses are averaged
-            share = len(k) * distributed.world() / float(distributed.total(torch.tensor(float(len(k)))).clamp_min(1))
-            q = distributed.gathered(q)
+            share, q = distributed.share(len(k)), distributed.gathered(q)
         loss, accuracy = infonce(k, q, settings.temperature)
         return loss * share, {"pairs": len(pairs), "superpixels": len(k), "accuracy": accuracy}
 

@@ -66,6 +66,11 @@ def first_goes_first() -> Iterator[None]:
         distributed.barrier()
 
 
+def share(rows: int) -> float:
+    """What makes the mean over the processes of `share * (mean over a process's rows)` the mean over all rows."""
+    return rows * world() / max(float(total(torch.tensor(float(rows)))), 1.0)
+
+
 def gathered(rows: torch.Tensor) -> torch.Tensor:
     """This process's rows `[n, C]`, then those of all others (their numbers may differ); differentiable."""
     return _Gathered.apply(rows) if world() > 1 else rows

@@ -66,7 +66,7 @@ def test_several_seeds(command):
     code, again, _ = command(*words)
     assert code == 0 and again.count("is finished and used as it is") == 3 and summary in again
     assert written == [(folder / f"s-seed{seed}/model.pt").stat().st_mtime_ns for seed in (4, 5, 6)]
-    assert "s-seed4 holds a run of other settings" in command.refused(*words, "--lr=0.1")
+    assert "s-seed4 holds a run with `lr` 0.05, this one has 0.1" in command.refused(*words, "--lr=0.1")
 
 
 def test_a_sweep_goes_on_where_it_was_cut_off(command):
@@ -91,13 +91,13 @@ def test_a_sweep_goes_on_where_it_was_cut_off(command):
     assert configs[0]["weights"] == "output/pretrain/p/model.pt"
     assert {(c["width"], c["architecture"]) for c in configs} == {(0.25, "res16unet14c")}  # the random start's, too
 
+    times = [(RUNS / name / "report.md").stat().st_mtime_ns for name in points]
     for name in points[2:]:
         (RUNS / name / "report.md").unlink()  # as if cut off
-    times = [(RUNS / name / "config.yaml").stat().st_mtime_ns for name in points]
     code, again, err = command(*words)
     assert code == 0, err
     assert again.count("is finished and used as it is") == 2 and again.count("goes on after step") == 2
-    new = [(RUNS / name / "config.yaml").stat().st_mtime_ns for name in points]
+    new = [(RUNS / name / "report.md").stat().st_mtime_ns for name in points]
     assert [a == b for a, b in zip(times, new, strict=True)] == [True, True, False, False]
     assert list(csv.reader((RUNS / "kitti-sweep/sweep.csv").open())) == table  # same seed, same result
     assert "this run has 0.5" in command.refused(*words, "--name=other", "--width=0.5")
