@@ -1,7 +1,6 @@
 """Superpixel maps: computed by scikit-image, stored in the field's PNG layout, or made by others and dropped in."""
 
 import struct
-import sys
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,10 +9,10 @@ import numpy as np
 from PIL import Image
 from skimage.segmentation import felzenszwalb, slic
 from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
 
 from data.disk import InputError, atomic_write, open_image, read_image, shrunk
 from data.frame import CameraView
+from data.progress import Progress
 from data.workers import results
 
 
@@ -147,9 +146,7 @@ def compute_all(image_files: list[tuple[str, Path]], folder: Path, settings: Sup
         return 0
     missing = [(t, f) for t, f in image_files if not map_path(folder, settings, t).exists()]
     loader = DataLoader(_Maps(missing, folder, settings), batch_size=None, num_workers=workers)
-    every = 0.1 if sys.stderr.isatty() else 15  # seconds
-    bar = tqdm(total=len(missing), desc=f"superpixels ({settings.kind})", unit="image", mininterval=every)
-    with bar:
+    with Progress(total=len(missing), desc=f"superpixels ({settings.kind})", unit="image") as bar:
         for _ in results(loader):
             bar.update()
     return len(missing)

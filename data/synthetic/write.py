@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
 from data.disk import InputError, atomic_write
+from data.progress import Progress
 from data.synthetic.render import KITTI_LABEL, NUSCENES_LABEL, cast, paint, reflect
 from data.synthetic.world import Scene, make_scene
 
@@ -391,10 +391,10 @@ def _sign(root: Path, world: SyntheticWorld) -> None:
 def _run(work, jobs: list, workers: int, title: str) -> None:
     progress = {"total": len(jobs), "desc": title, "unit": "frame"}
     if workers == 0:
-        for _ in tqdm(map(work, jobs), **progress):
+        for _ in Progress(map(work, jobs), **progress):
             pass
         return
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # read by the new processes: one core each
     with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-        for _ in tqdm(pool.map(work, jobs), **progress):
+        for _ in Progress(pool.map(work, jobs), **progress):
             pass

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from tqdm import tqdm
 
 from data.disk import InputError, atomic_write, read_tensors
+from data.progress import Progress
 from slidr.teachers.resnet import BasicBlock, Bottleneck, ResNet
 from slidr.teachers.vit import VisionTransformer
 
@@ -138,7 +138,7 @@ def _download(url: str, path: Path, most: int) -> str:
     digest, deadline, came = hashlib.sha256(), time.monotonic() + DOWNLOAD_SECONDS, 0
     with urllib.request.urlopen(url, timeout=30) as response, open(path, "wb") as file:
         size = int(response.headers.get("Content-Length") or 0)
-        with tqdm(total=size or None, unit="B", unit_scale=True, desc=url.rsplit("/", 1)[1]) as bar:
+        with Progress(total=size or None, unit="B", unit_scale=True, desc=url.rsplit("/", 1)[1]) as bar:
             while chunk := response.read1(1 << 20):  # what is there, at most 1 MiB
                 came += len(chunk)
                 if max(came, size) > most:

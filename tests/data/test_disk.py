@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from data.disk import InputError, atomic_write, read_array, read_image, read_points, read_text, require_folder
+from data.progress import Progress
 
 
 def test_atomic_write_makes_folders_and_replaces(tmp_path):
@@ -128,3 +129,11 @@ def test_no_image(tmp_path):
     for name in ("a.jpg", "gone.jpg"):
         with pytest.raises(InputError, match=f"cannot decode the image .*{name}"):
             read_image(tmp_path / name)
+
+
+def test_progress_is_plain_lines_without_a_terminal(capsys):
+    assert list(Progress(range(3), desc="maps", unit="image")) == [0, 1, 2]
+    with Progress(total=0, desc="nothing"):
+        pass
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1 and lines[0].startswith("maps: 3/3, ") and "image/s" in lines[0]
