@@ -7,6 +7,7 @@ hardware the machine code uses. Must not run under TRITON_INTERPRET=1: interpret
 """
 
 import argparse
+import functools
 import inspect
 import json
 import multiprocessing
@@ -98,6 +99,7 @@ def layers() -> list[tuple[int, int, int, int]]:
     return sorted(found)
 
 
+@functools.cache  # once a process of the pool: the network is built for it
 def jobs() -> list[Job]:
     """Every kernel in every shape that training Res16UNet34C launches, with 1 and with 16 scans."""
     k, n = kernel_map, normalization

@@ -70,5 +70,5 @@ def test_every_shipped_kernel_compiles(tmp_path):
     assert len(rows) > 240
     check(rows)
     rows = compiled(tmp_path, "^(?!.*(fp16|fp32))|27 96x96 fp16", "sm_80", "sm_100", "gfx942", "--once")
-    assert len(rows) > 250
+    assert len(rows) > 240
     check(rows)
