@@ -1,12 +1,13 @@
 """What do the Triton kernels become on real GPUs? Compiled ahead of time: no GPU is needed.
 
-    python -m benchmarks.kernels [--targets sm_80 sm_90 sm_100 gfx942] [--json FILE]
+    python -m benchmarks.kernels [--targets sm_80 sm_90 sm_100 gfx942] [--once] [--json FILE]
 
 Compiles every kernel of the engine in every shipped shape, and prints registers, shared memory, spills, and what of the
 hardware the machine code uses. Must not run under TRITON_INTERPRET=1: interpreted functions cannot be compiled.
 """
 
 import argparse
+import functools
 import inspect
 import json
 import multiprocessing
@@ -98,6 +99,7 @@ def layers() -> list[tuple[int, int, int, int]]:
     return sorted(found)
 
 
+@functools.cache  # once a process of the pool: the network is built for it
 def jobs() -> list[Job]:
     """Every kernel in every shape that training Res16UNet34C launches, with 1 and with 16 scans."""
     k, n = kernel_map, normalization
@@ -197,14 +199,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--targets", nargs="+", choices=TARGETS, default=["sm_80", "sm_90", "sm_100"])
     parser.add_argument("--only", default="", help="pattern in a kernel's name")
+    parser.add_argument("--once", action="store_true", help="each kernel and layer in its largest blocks only")
     parser.add_argument("--json", type=Path, help="also write the rows here")
     options = parser.parse_args()
     rows = []
     widths = {"registers": 9, "shared": 7, "spills": 6, "tensor_cores": 12, "async_copies": 12}
     print(f"{'kernel':52} {'target':7} {' '.join(f'{name:>{width}}' for name, width in widths.items())}")
-    wanted = [
-        (i, target) for i, j in enumerate(jobs()) if re.search(options.only, j.name) for target in options.targets
-    ]
+    chosen = {i: j.name for i, j in enumerate(jobs()) if re.search(options.only, j.name)}
+    if options.once:  # the largest come last
+        chosen = {re.sub(r" (tile|splits) \d+$", "", name): i for i, name in chosen.items()}.values()
+    wanted = [(i, target) for i in chosen for target in options.targets]
     with ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as pool:
         for row in pool.map(_compile_nth, *zip(*wanted, strict=True)) if wanted else ():
             rows.append(asdict(row))

@@ -26,11 +26,13 @@ def plain_norm(norm: BatchNorm, x, residual=None, relu: bool = False):
 
 def gather_multiply_scatter(x, weight, kernel_map, transposed=False):
     """What one writes first: one gather, product and scatter per kernel offset, gradients by autograd."""
-    m = kernel_map
-    rows_in, rows_out, n_out = (m.coarse, m.fine, m.n_fine) if transposed else (m.fine, m.coarse, m.n_coarse)
+    m = kernel_map.coarse
+    rows_in, rows_out, n_out = m.read, m.written, len(m.starts) - 1
+    if transposed:
+        rows_in, rows_out, n_out = m.written, m.read, len(kernel_map.fine.starts) - 1
     out = x.new_zeros(n_out, weight.shape[2])
-    ks = torch.repeat_interleave(torch.arange(len(m.counts)) % m.volume, torch.tensor(m.counts))
-    for k in range(m.volume):
+    ks = torch.repeat_interleave(torch.arange(len(m.counts)) % len(weight), torch.tensor(m.counts))
+    for k in range(len(weight)):
         mine = ks == k
         out = out.index_add(0, rows_out[mine], x[rows_in[mine]] @ weight[k])
     return out

@@ -4,16 +4,19 @@ Two ways, each registered as torch operators with fakes: `*_pairs` in torch, for
 for a `Tiles` map. Both accumulate in float32 at least, and add in a fixed order: results are the same from run to run.
 """
 
+import itertools
+
 import torch
 import triton
 import triton.language as tl
 
 from triton_kernels.backend import INTERPRETED, UNSPECIALIZED
 from triton_kernels.configurations import configuration
-from triton_kernels.kernel_map import Pairs, Tiles
+from triton_kernels.kernel_map import BLOCK, Pairs, Plan, Side, Tiles
 
 # Raw operators called by autograd.Function: torch.library's own register_autograd takes 65 us more a call.
 library = torch.library.Library("triton_kernels", "DEF")
+SUM = 0  # a mode of embedding_bag
 
 
 def convolve(
@@ -32,18 +35,17 @@ class _PairConvolution(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, m, transposed):
         ctx.save_for_backward(x, weight)
-        ctx.rows = (m.coarse, m.fine) if transposed else (m.fine, m.coarse)
-        ctx.shape = (m.counts, m.centre)
-        return torch.ops.triton_kernels.convolve_pairs(
-            x, weight, *ctx.rows, *ctx.shape, m.n_fine if transposed else m.n_coarse
-        )
+        ctx.map, ctx.transposed = m, transposed
+        s, mirror = _side(m, to_fine=transposed)
+        return torch.ops.triton_kernels.convolve_pairs(x, weight, s.read, s.order, s.starts, s.counts, mirror)
 
     @staticmethod
     def backward(ctx, grad):
         x, weight = ctx.saved_tensors
         for_x, for_weight = ctx.needs_input_grad[:2]
+        s, mirror = _side(ctx.map, to_fine=not ctx.transposed)
         grad_x, grad_weight = torch.ops.triton_kernels.convolve_pairs_backward(
-            grad, x, weight, *ctx.rows, *ctx.shape, for_x, for_weight
+            grad, x, weight, s.read, s.written, s.order, s.starts, s.counts, mirror, for_x, for_weight
         )
         return grad_x if for_x else None, grad_weight if for_weight else None, None, None
 
@@ -69,10 +71,14 @@ class _TileConvolution(torch.autograd.Function):
         return grad_x, grad_weight, None, None
 
 
+def _side(m: Pairs | Tiles, to_fine: bool) -> tuple[Side | Plan, bool]:
+    """The side of a map that writes its fine or coarse rows, and whether with the offsets mirrored."""
+    return (m.coarse, to_fine) if m.fine is None else (m.fine if to_fine else m.coarse, False)
+
+
 def _tiles(x: torch.Tensor, weight: torch.Tensor, m: Tiles, to_fine: bool, transpose: bool = False) -> torch.Tensor:
     """x times each offset's weight (or its transpose), summed into the map's coarse or fine rows."""
-    mirror = to_fine and m.fine is None
-    p = m.fine if to_fine and not mirror else m.coarse
+    p, mirror = _side(m, to_fine)
     return torch.ops.triton_kernels.convolve_tiles(
         x.contiguous(),
         weight.to(x.dtype).contiguous(),
@@ -87,12 +93,12 @@ def _tiles(x: torch.Tensor, weight: torch.Tensor, m: Tiles, to_fine: bool, trans
 
 
 library.define(
-    "convolve_pairs(Tensor x, Tensor weight, Tensor rows_in, Tensor rows_out, int[] counts, int? centre, int n_out)"
+    "convolve_pairs(Tensor x, Tensor weight, Tensor read, Tensor order, Tensor starts, int[] counts, bool mirror)"
     " -> Tensor"
 )
 library.define(
-    "convolve_pairs_backward(Tensor grad, Tensor x, Tensor weight, Tensor rows_in, Tensor rows_out, int[] counts,"
-    " int? centre, bool for_x, bool for_weight) -> (Tensor, Tensor)"
+    "convolve_pairs_backward(Tensor grad, Tensor x, Tensor weight, Tensor read, Tensor written, Tensor order,"
+    " Tensor starts, int[] counts, bool mirror, bool for_x, bool for_weight) -> (Tensor, Tensor)"
 )
 library.define(
     "convolve_tiles(Tensor x, Tensor weight, Tensor order, Tensor table, Tensor lists, Tensor counts, int height,"
@@ -101,63 +107,94 @@ library.define(
 library.define("weight_gradient_tiles(Tensor x, Tensor grad, Tensor rows_in, Tensor rows_out, Tensor start) -> Tensor")
 
 
-def _chunks(rows_in, rows_out, counts, volume, centre):
-    """(k, rows in, rows out) of each block; the centre, where every row meets itself, needs no gathering."""
-    for i, (rows, others) in enumerate(zip(rows_in.split(counts), rows_out.split(counts), strict=True)):
-        if i % volume != centre and len(rows):
-            yield i % volume, rows, others
+def _padded(count: int, dtype: torch.dtype) -> int:
+    """Rows to multiply where `count` are wanted: an eighth more at most, or 63.
+
+    oneDNN, which multiplies halves, compiles a kernel for each number of rows, in half a millisecond, and remembers a
+    thousand kernels.
+    """
+    step = 1 if dtype.itemsize > 2 else 1 << max(count.bit_length() - 4, 6)
+    return -(-count // step) * step
 
 
-def _multiplier(counts: list[int], like: torch.Tensor, channels: int):
-    """`a, b -> a @ b` for up to the largest count of rows, into one buffer that stays in cache; halves as float32."""
-    buffer = like.new_empty(max(counts), channels)
-    wide = torch.promote_types(like.dtype, torch.float32)
-    return lambda a, b: torch.mm(a, b, out=buffer[: len(a)]).to(wide)
+def _gatherer(source: torch.Tensor, counts: list[int]):
+    """`rows -> source[rows]`, zeros up to the padded size behind them, in one buffer for the largest count."""
+    buffer = source.new_empty(_padded(max(counts, default=0), source.dtype), source.shape[1])
+
+    def gather(rows):
+        count, size = len(rows), _padded(len(rows), source.dtype)
+        torch.index_select(source, 0, rows, out=buffer[:count])
+        if size > count:
+            buffer[count:size] = 0
+        return buffer[:size]
+
+    return gather
 
 
-def _gatherer(counts: list[int], source: torch.Tensor):
-    """`i -> source[i]` for up to the largest count of rows, into one buffer."""
-    buffer = source.new_empty(max(counts), source.shape[1])
-    return lambda i: torch.index_select(source, 0, i, out=buffer[: len(i)])
+def _blocks(counts: list[int], volume: int) -> list[tuple[slice, list[tuple[int, slice]]]]:
+    """Of each block of rows: which are its pairs, and which are those of each offset that occurs."""
+    ends = [0, *itertools.accumulate(counts)]
+    return [
+        (
+            slice(ends[i], ends[i + volume]),
+            [(k, slice(ends[i + k], ends[i + k + 1])) for k in range(volume) if counts[i + k]],
+        )
+        for i in range(0, len(counts), volume)
+    ]
+
+
+def _multiply(x, matrices, read, order, starts, counts, seen=None):
+    """Sums `[n, C']` of the pairs' x[read] @ matrices[k]. `seen(k, pairs, x[read[pairs]])` is called for each product.
+
+    The products of a block stand in memory until each row's are added up, all at once and in float32 at least: adding
+    them to the rows offset by offset takes longer.
+    """
+    blocks, gather = _blocks(counts, len(matrices)), _gatherer(x, counts)
+    out = x.new_empty(len(starts) - 1, matrices[0].shape[1])
+    # what the padding of a product writes, the next product overwrites
+    ends = (p.start - block.start + _padded(p.stop - p.start, x.dtype) for block, offsets in blocks for _, p in offsets)
+    products = x.new_empty(max(ends, default=0), out.shape[1])
+    for at, (block, offsets) in zip(range(0, len(out), BLOCK), blocks, strict=False):
+        for k, pairs in offsets:
+            gathered, place = gather(read[pairs]), pairs.start - block.start
+            torch.mm(gathered, matrices[k], out=products[place : place + len(gathered)])
+            if seen is not None:
+                seen(k, pairs, gathered)
+        begin = starts[at : at + BLOCK + 1] - block.start
+        out[at : at + BLOCK] = torch.embedding_bag(products, order[block], begin, mode=SUM, include_last_offset=True)[0]
+    return out
 
 
 @torch.library.impl(library, "convolve_pairs", "CompositeExplicitAutograd")
-def _convolve_pairs(x, weight, rows_in, rows_out, counts, centre, n_out):
-    """A row occurs at most once among the outputs of an offset: index_add_ never adds twice to a row in one call."""
-    wide, weight = torch.promote_types(x.dtype, torch.float32), weight.to(x.dtype)
-    if centre is None:
-        out = x.new_zeros(n_out, weight.shape[2], dtype=wide)
-    else:
-        out = (x @ weight[centre]).to(wide)
-    gather, multiply = _gatherer(counts, x), _multiplier(counts, x, weight.shape[2])
-    for k, i, o in _chunks(rows_in, rows_out, counts, len(weight), centre):
-        out.index_add_(0, o, multiply(gather(i), weight[k]))
-    return out.to(x.dtype)
+def _convolve_pairs(x, weight, read, order, starts, counts, mirror):
+    matrices = weight.to(x.dtype).unbind()
+    return _multiply(x, matrices[::-1] if mirror else matrices, read, order, starts, counts)
 
 
 @torch.library.impl(library, "convolve_pairs_backward", "CompositeExplicitAutograd")
-def _convolve_pairs_backward(grad, x, weight, rows_in, rows_out, counts, centre, for_x, for_weight):
-    grad, weight_dtype, weight = grad.contiguous(), weight.dtype, weight.to(x.dtype)
-    wide = torch.promote_types(x.dtype, torch.float32)
-    grad_x = torch.zeros_like(x if for_x else x[:0], dtype=wide)
+def _convolve_pairs_backward(grad, x, weight, read, written, order, starts, counts, mirror, for_x, for_weight):
+    grad, wide = grad.contiguous(), torch.promote_types(x.dtype, torch.float32)
+    matrices = weight.to(x.dtype).transpose(1, 2).unbind()
     grad_weight = torch.zeros_like(weight if for_weight else weight[:0], dtype=wide)
-    if centre is not None:
-        if for_x:
-            grad_x = (grad @ weight[centre].T).to(wide)
-        if for_weight:
-            grad_weight[centre] = x.T @ grad
-    gather, gather_grad = _gatherer(counts, x), _gatherer(counts, grad)
-    multiply = _multiplier(counts, grad, x.shape[1])
-    for k, i, o in _chunks(rows_in, rows_out, counts, len(weight), centre):
-        gathered = gather_grad(o)
-        if for_x:
-            grad_x.index_add_(0, i, multiply(gathered, weight[k].T))
-        if for_weight:
-            if x.dtype == wide:
-                grad_weight[k].addmm_(gather(i).T, gathered)
-            else:
-                grad_weight[k] += gather(i).T @ gathered
-    return grad_x.to(x.dtype), grad_weight.to(weight_dtype)
+    totals, gather = grad_weight.unbind(), _gatherer(x, counts)
+    if mirror:
+        matrices, totals = matrices[::-1], totals[::-1]
+
+    def add(k, pairs, gathered):
+        mine = gather(written[pairs]).T
+        if x.dtype == wide:
+            totals[k].addmm_(mine, gathered)
+        else:
+            totals[k].add_(mine @ gathered)
+
+    if for_x:
+        grad_x = _multiply(grad, matrices, read, order, starts, counts, add if for_weight else None)
+        return grad_x, grad_weight.to(weight.dtype)
+    gather_grad = _gatherer(grad, counts)
+    for _, offsets in _blocks(counts, len(weight)):
+        for k, pairs in offsets:
+            add(k, pairs, gather_grad(read[pairs]))
+    return x[:0].clone(), grad_weight.to(weight.dtype)
 
 
 @torch.library.impl(library, "convolve_tiles", "CompositeExplicitAutograd")
@@ -199,12 +236,12 @@ def _weight_gradient_tiles(x, grad, rows_in, rows_out, start):
 
 
 @torch.library.register_fake("triton_kernels::convolve_pairs", lib=library)
-def _(x, weight, rows_in, rows_out, counts, centre, n_out):
-    return x.new_empty(n_out, weight.shape[2])
+def _(x, weight, read, order, starts, counts, mirror):
+    return x.new_empty(len(starts) - 1, weight.shape[2])
 
 
 @torch.library.register_fake("triton_kernels::convolve_pairs_backward", lib=library)
-def _(grad, x, weight, rows_in, rows_out, counts, centre, for_x, for_weight):
+def _(grad, x, weight, read, written, order, starts, counts, mirror, for_x, for_weight):
     return torch.empty_like(x if for_x else x[:0]), torch.empty_like(weight if for_weight else weight[:0])
 
 

@@ -1,8 +1,9 @@
 """Which input row meets which weight at which output row: made once a resolution, shared by all layers.
 
-Two forms of one thing. `Pairs`, for torch: all pairs of rows, by block and offset. `Tiles`, for Triton: a table of each
-output row's neighbours, its rows sorted so that those with the same neighbours share a tile, and each tile's list of
-the offsets that occur in it; and the pairs, packed but never counted by the host.
+Two forms of one thing, each with a side that writes coarse rows and one that writes fine rows. `Pairs`, for torch: the
+pairs of rows, by block and offset. `Tiles`, for Triton: a table of each row's neighbours, the rows sorted so that
+those with the same neighbours share a tile, and each tile's list of the offsets that occur in it; and the pairs, packed
+but never counted by the host.
 """
 
 import functools
@@ -28,28 +29,37 @@ from triton_kernels.coordinates import (
 )
 from triton_kernels.hash_table import HashTable, distinct, find, first_rows
 
-BLOCK = (
-    4096  # rows whose pairs stand together in `Pairs` and are multiplied at once: they stay in the processor's cache
-)
+BLOCK = 8192  # rows that torch writes at once: enough for products at full speed, few enough for the processor's cache
 SORTABLE = 62  # offsets that fit a row's bit mask; larger kernels keep their rows unsorted
 
 
 @dataclass(frozen=True)
-class Pairs:
-    """Row fine[p] (the convolution's input) meets weight k at row coarse[p] (its output).
+class Side:
+    """One side of a map, as the torch convolution that writes this side's rows reads it.
 
-    `fine`, `coarse`: `[P]` int64, block after block of neighbouring rows, and in each block offset after offset.
-    `counts`: pairs of each block and offset, `[blocks * volume]`. A transposed convolution reads the same map from
-    coarse to fine. `centre` is the offset at which each row meets itself, if there is one.
+    `read`, `written`: `[P]` rows of each pair, on the other side and on this one: block after block of BLOCK rows of
+    this side, in each offset after offset, and in each row after row. `counts`: pairs of each block and offset,
+    `[blocks * K]`. `order`: `[P]` for row after row, the places of its pairs within the block. `starts`: `[n + 1]`
+    where each row begins in `order`. All int64.
     """
 
-    fine: torch.Tensor
-    coarse: torch.Tensor
+    read: torch.Tensor
+    written: torch.Tensor
+    order: torch.Tensor
+    starts: torch.Tensor
     counts: tuple[int, ...]
-    volume: int
-    n_fine: int
-    n_coarse: int
-    centre: int | None
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """A kernel map for torch.
+
+    `coarse`: the side that writes coarse rows. `fine`: the side that writes fine rows; None where it is `coarse` with
+    the offsets mirrored.
+    """
+
+    coarse: Side
+    fine: Side | None
 
 
 @dataclass(frozen=True)
@@ -107,12 +117,9 @@ def build_pairs(fine: torch.Tensor, coarse: torch.Tensor, kernel: Triple, step: 
     queries = coarse[order]
     low, high = (queries.amin(0).tolist(), queries.amax(0).tolist()) if len(queries) else (LOWEST, LOWEST)
     mirrored = coarse is fine and all(k % 2 for k in kernel)
-    pairs: list = [None] * len(offsets)
-    blocks = max(triton.cdiv(len(coarse), BLOCK), 1)
-    for k, offset in enumerate(offsets):
-        if mirrored and pairs[-1 - k] is not None:
-            pairs[k] = pairs[-1 - k][::-1]  # b = a + offset exactly where a = b - offset
-            continue
+    fine_of = torch.full((len(offsets), len(coarse)), -1, device=coarse.device)
+    coarse_of = fine_of if mirrored else torch.full((len(offsets), len(fine)), -1, device=coarse.device)
+    for k, offset in enumerate(offsets[: len(offsets) // 2 + 1] if mirrored else offsets):
         found = table.find(keys + key_offset(offset))
         if any(low[i + 1] + o < LOWEST[i + 1] or high[i + 1] + o > HIGHEST[i + 1] for i, o in enumerate(offset)):
             moved = queries[:, 1:] + torch.tensor(offset, device=queries.device)
@@ -121,12 +128,27 @@ def build_pairs(fine: torch.Tensor, coarse: torch.Tensor, kernel: Triple, step: 
             )
             found = torch.where(inside.all(1), found, -1)  # beyond the range a key would name another voxel
         hit = torch.nonzero(found >= 0).squeeze(1)
-        each = torch.bincount(hit // BLOCK, minlength=blocks).tolist()
-        pairs[k] = (found[hit].split(each), order[hit].split(each))
-    fine_rows, coarse_rows = (torch.cat([p[side][b] for b in range(blocks) for p in pairs]) for side in (0, 1))
-    counts = tuple(len(p[0][b]) for b in range(blocks) for p in pairs)
-    centre = len(pairs) // 2 if mirrored else None
-    return Pairs(fine_rows, coarse_rows, counts, len(offsets), len(fine), len(coarse), centre)
+        found, rows = found[hit], order[hit]
+        fine_of[k].index_copy_(0, rows, found)
+        coarse_of[-1 - k if mirrored else k].index_copy_(0, found, rows)  # b = a + offset just where a = b - offset
+    return Pairs(_side(fine_of), None if mirrored else _side(coarse_of))
+
+
+def _side(table: torch.Tensor) -> Side:
+    """The side of a table `[K, n]` of each row's neighbours, -1 for none."""
+    volume, n = table.shape
+    read, written, order, counts = [], [], [], []
+    for at in range(0, max(n, 1), BLOCK):
+        block = table[:, at : at + BLOCK]
+        hit = block >= 0
+        place = torch.cumsum(hit.reshape(-1), 0).view_as(hit) - 1
+        read.append(block.masked_select(hit))
+        written.append(torch.arange(at, at + hit.shape[1], device=table.device).expand_as(hit).masked_select(hit))
+        order.append(place.T.masked_select(hit.T))
+        counts += hit.sum(1).tolist()
+    starts = torch.zeros(n + 1, dtype=torch.int64, device=table.device)
+    torch.cumsum((table >= 0).sum(0), 0, out=starts[1:])
+    return Side(torch.cat(read), torch.cat(written), torch.cat(order), starts, tuple(counts))
 
 
 def build_tiles(fine: torch.Tensor, coarse: torch.Tensor, kernel: Triple, step: Triple, table: HashTable) -> Tiles:

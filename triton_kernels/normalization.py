@@ -105,7 +105,10 @@ def _normalize(x, weight, bias, residual, eps, relu, group=None):
         block = torch.addcmul(shift, x[rows].to(shift.dtype), scale)
         if residual is not None:
             block += residual[rows]
-        out[rows] = block.clamp_min_(0) if relu else block
+        if relu:
+            torch.clamp_min(block.to(x.dtype), 0, out=out[rows])
+        else:
+            out[rows] = block
     return out, mean, variance, unbiased
 
 
@@ -128,19 +131,17 @@ def _normalize_backward(grad, x, mean, variance, weight, bias, y, eps, relu, wit
     else:
         blocks = [slice(at, at + ROWS) for at in range(0, voxels, ROWS)]
 
-        def activated(rows):
-            """The gradient behind the ReLU."""
-            g = grad[rows].to(wide)
-            if not relu:
-                return g
-            positive = torch.addcmul(shift, x[rows].to(wide), scale) > 0 if y is None else y[rows] > 0
-            return g * positive
-
+        kept = grad_residual if with_residual else grad_x if relu else grad  # the gradient behind the ReLU, exactly
         sums = x.new_empty(2, len(blocks), x.shape[1], dtype=wide)
         for i, rows in enumerate(blocks):
-            g = activated(rows)
+            g, values = grad[rows].to(wide), x[rows].to(wide)
+            if relu:
+                active = torch.addcmul(shift, values, scale) if y is None else y[rows].to(wide)
+                g = torch.ops.aten.threshold_backward(g, active, 0)
+            if kept is not grad:
+                kept[rows] = g
             torch.sum(g, 0, out=sums[0, i])
-            torch.sum((x[rows] - mean).mul_(g), 0, out=sums[1, i])
+            torch.sum((values - mean).mul_(g), 0, out=sums[1, i])
         own = sums.double().sum(1)
         own[1] *= reciprocal
     total, count = (own, voxels) if group is None else _summed(own, voxels, group)
@@ -154,11 +155,10 @@ def _normalize_backward(grad, x, mean, variance, weight, bias, y, eps, relu, wit
             RESIDUAL=with_residual, **switches,
         )  # fmt: skip
     else:
+        along, constant = along * scale, constant * scale
         for rows in blocks:
-            g = activated(rows)
-            if with_residual:
-                grad_residual[rows] = g
-            grad_x[rows] = torch.addcmul(constant, x[rows].to(wide), along).add_(g).mul_(scale)
+            g = torch.addcmul(constant, x[rows].to(wide), along)
+            grad_x[rows] = g.addcmul_(kept[rows].to(wide), scale)
     return grad_x, own[1].to(weight.dtype), own[0].to(bias.dtype), grad_residual
 
 

@@ -49,6 +49,11 @@ def voxelize(bins: torch.Tensor, batch_index: torch.Tensor) -> tuple[list[tuple]
     return voxels, [cells.index(v) for v in voxels], [voxels.index(c) for c in cells]
 
 
+def voxel_mean(values: torch.Tensor, inverse: torch.Tensor, voxels: int) -> torch.Tensor:
+    """The mean of the rows of values in each voxel."""
+    return torch.stack([values[inverse == v].mean(0) for v in range(voxels)]) if voxels else values[:0]
+
+
 def normalize(x: torch.Tensor, weight, bias, eps: float, residual: torch.Tensor | None = None, relu: bool = False):
     """Batch norm with the statistics of x, plus the residual, through the ReLU."""
     variance, mean = torch.var_mean(x, 0, correction=0)

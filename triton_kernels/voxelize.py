@@ -56,6 +56,20 @@ class Voxels:
     inverse: torch.Tensor  # [N] int64: voxel of each point
     levels: dict[Triple, torch.Tensor]  # tensor stride -> [V', 4] int32, of every stride asked for
 
+    def mean(self, values: torch.Tensor) -> torch.Tensor:
+        """Mean `[V, C]` of the rows of `values [N, C]` in each voxel, summed in float32 at least and in a fixed order.
+
+        Raises ValueError unless there is one row a point.
+        """
+        if values.ndim != 2 or len(values) != len(self.inverse):
+            raise ValueError(
+                f"values must be [{len(self.inverse)}, C], one row a point; they are {list(values.shape)}."
+            )
+        wide = values.to(torch.promote_types(values.dtype, torch.float32))
+        order = torch.argsort(self.inverse, stable=True)
+        counts = torch.bincount(self.inverse, minlength=len(self.first))
+        return torch.segment_reduce(wide[order], "mean", lengths=counts, unsafe=True).to(values.dtype)
+
 
 def voxelize(
     points: torch.Tensor,

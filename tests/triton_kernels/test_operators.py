@@ -34,11 +34,11 @@ def test_schemas_and_fakes(device, n):
     x, grad = torch.randn(n, 5, device=device), torch.randn(n, 7, device=device)
     weight = torch.randn(27, 5, 7, device=device)
     where = (coordinates, coordinates, (3, 3, 3), (1, 1, 1), HashTable(pack(coordinates)))
-    pairs = kernel_map.build_pairs(*where)
-    rows = (pairs.fine, pairs.coarse, pairs.counts, pairs.centre)
-    opcheck(OPS.convolve_pairs.default, (x, weight, *rows, n), test_utils=CHECKS)
+    s = kernel_map.build_pairs(*where).coarse
+    opcheck(OPS.convolve_pairs.default, (x, weight, s.read, s.order, s.starts, s.counts, False), test_utils=CHECKS)
     for wanted in ((True, True), (False, True), (True, False)):
-        opcheck(OPS.convolve_pairs_backward.default, (grad, x, weight, *rows, *wanted), test_utils=CHECKS)
+        arguments = (grad, x, weight, s.read, s.written, s.order, s.starts, s.counts, True, *wanted)
+        opcheck(OPS.convolve_pairs_backward.default, arguments, test_utils=CHECKS)
     if hasattr(where[-1], "capacity"):
         tiles = kernel_map.build_tiles(*where)
         p = tiles.coarse

@@ -17,6 +17,8 @@ from triton_kernels import (
     SparseConvTranspose3d,
     SparseTensor,
     cat,
+    convolution,
+    kernel_map,
     reference,
     to_points,
     voxelize,
@@ -78,6 +80,27 @@ def test_convolution_and_its_gradients(n, cin, cout, kernel, stride, dilation):
     theirs = torch.autograd.grad((expected * weights).sum(), inputs, allow_unused=True)
     for a, b in zip(ours, theirs, strict=True):
         assert torch.allclose(a, torch.zeros_like(a) if b is None else b, atol=1e-11)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize(("kernel", "stride"), [(3, 1), (2, 1), (2, 2), (3, 2)])
+def test_blocks_change_nothing(monkeypatch, dtype, kernel, stride):
+    """Rows in blocks of 16 instead of all at once: outputs and gradients of a layer and of its way back."""
+    torch.manual_seed(0)
+    coordinates = cloud(300, 6, spread=4)
+    features = torch.randn(len(coordinates), 5, requires_grad=True)
+    down, up = SparseConv3d(5, 7, kernel, stride), SparseConvTranspose3d(7, 5, kernel, stride)
+
+    def step(dtype):
+        y = up(down(SparseTensor(features.to(dtype), coordinates)))
+        parameters = (features, down.weight, up.weight)
+        return y.features, *torch.autograd.grad(y.features.double().square().sum(), parameters)
+
+    whole = step(torch.float64)
+    for module in (kernel_map, convolution):
+        monkeypatch.setattr(module, "BLOCK", 16)
+    for a, b in zip(step(dtype), whole, strict=True):
+        assert (a.double() - b).norm() < (1e-6 if dtype == torch.float64 else 2e-2) * b.norm()
 
 
 @pytest.mark.parametrize("kernel", [2, 3])

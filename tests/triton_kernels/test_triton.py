@@ -189,6 +189,25 @@ def test_voxelize_is_the_same_on_both_backends(n):
         assert tuples(coordinates) == reference.downsample(tuples(a.coordinates), stride)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("n", [0, 1, 300])
+def test_mean_of_each_voxel_and_its_gradient(device, n, dtype):
+    torch.manual_seed(n)
+    points, batch = torch.randn(n, 3, device=device), torch.arange(n, device=device) % 2
+    v = voxelize(points, batch, CylindricalGrid(1.0, 30.0, 1.0))
+    values = torch.randn(n, 5, device=device, dtype=dtype, requires_grad=True)
+    mean, exact = v.mean(values), values.detach().double().requires_grad_()
+    expected = reference.voxel_mean(exact, v.inverse, len(v.first))
+    assert mean.dtype == dtype and mean.shape == (len(v.first), 5)
+    assert (len(mean) < n) == (n == 300) and torch.equal(mean, v.mean(values))
+    grad = torch.randn_like(mean)
+    (ours,), (theirs,) = torch.autograd.grad(mean, values, grad), torch.autograd.grad(expected, exact, grad.double())
+    for a, b in ((mean, expected), (ours, theirs)):
+        assert torch.allclose(a.double(), b, atol=1e-6 if dtype == torch.float32 else 1e-14)
+    with pytest.raises(ValueError, match="one row a point"):
+        v.mean(values[:, 0])
+
+
 @pytest.mark.parametrize(("n", "channels"), [(2, 1), (60, 5), (300, 130)])
 @pytest.mark.parametrize("residual", [False, True])
 @pytest.mark.parametrize("relu", [False, True])
