@@ -195,10 +195,10 @@ def _bilinear(image: np.ndarray, size: tuple[int, int], box: Box, crop: tuple[in
         for first, length, target, stored, whole in zip(box[:2], box[2:], crop, image.shape, size, strict=False)
     )
     corners = np.take(image[np.concatenate([above, below])], np.concatenate([left, right]), axis=1)
-    pixels = torch.from_numpy(corners).float().div_(255)
-    along, down = torch.from_numpy(along)[:, None], torch.from_numpy(down)[:, None, None]
-    pixels = pixels[:, : crop[1]] * (1 - along) + pixels[:, crop[1] :] * along
-    return (pixels[: crop[0]] * (1 - down) + pixels[crop[0] :] * down).numpy()
+    pixels = torch.from_numpy(corners).float().div_(255).view(2 * crop[0], -1)  # channels in one row: long inner loops
+    along, down = torch.from_numpy(along.repeat(3)), torch.from_numpy(down)[:, None]
+    pixels = pixels[:, : 3 * crop[1]] * (1 - along) + pixels[:, 3 * crop[1] :] * along
+    return (pixels[: crop[0]] * (1 - down) + pixels[crop[0] :] * down).view(*crop, 3).numpy()
 
 
 def _neighbours(first: float, length: float, target: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
