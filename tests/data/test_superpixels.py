@@ -1,8 +1,12 @@
 """Superpixel maps: equal to the published ones on equal pixels; stored whole, once, in the field's layout."""
 
 import hashlib
+import itertools
 import json
+import multiprocessing
 import os
+import signal
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,7 +18,7 @@ from skimage.measure import label
 
 from data import superpixels
 from data.disk import InputError, read_image
-from data.frame import CameraView
+from data.frame import CameraView, read_view
 from data.superpixels import SuperpixelSettings, compute, compute_all, load, load_or_compute, map_path, save
 
 SMALL = SuperpixelSettings(segments=12, sigma=1.0)
@@ -77,7 +81,7 @@ def test_none_gives_every_pixel_its_own():
     np.testing.assert_array_equal(ids, np.arange(35).reshape(5, 7))
 
 
-@pytest.mark.parametrize("kind", ["slic", "felzenszwalb", "none"])
+@pytest.mark.parametrize("kind", ["slic", "slic_torch", "felzenszwalb", "none"])
 @pytest.mark.parametrize("size", [(1, 1), (1, 9), (3, 2)])
 def test_tiny_images(kind, size):
     ids = compute(picture(0, size), SuperpixelSettings(kind))
@@ -115,11 +119,14 @@ def test_the_fields_layout(tmp_path):
     assert map_path(folder, SuperpixelSettings(), "e3d4") == folder / "superpixels_slic" / "e3d4.png"
     published = SuperpixelSettings("felzenszwalb", sigma=0.35)
     assert map_path(folder, published, "e3d4") == folder / "superpixels_felzenszwalb" / "e3d4.png"
+    assert map_path(folder, SuperpixelSettings("slic_torch"), "e3d4") == folder / "superpixels_slic_torch" / "e3d4.png"
 
 
 def test_maps_of_other_settings_lie_elsewhere(tmp_path):
     assert map_path(tmp_path, SuperpixelSettings(segments=100), "t").parent.name == "superpixels_slic_100_6_3"
     assert map_path(tmp_path, SMALL, "t").parent.name == "superpixels_slic_12_6_1"
+    ours = SuperpixelSettings("slic_torch", segments=100, shrink=2)
+    assert map_path(tmp_path, ours, "t").parent.name == "superpixels_slic_torch_100_6_3_shrink2"
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "P", "I;16"])
@@ -159,6 +166,21 @@ def test_a_map_is_made_once(tmp_path, monkeypatch):
     np.testing.assert_array_equal(made, compute(view.image, SMALL))
     monkeypatch.setattr(superpixels, "compute", lambda *_: pytest.fail("made again"))
     np.testing.assert_array_equal(load_or_compute(view, tmp_path, SMALL), made)
+
+
+@pytest.mark.parametrize("kind", ["slic", "slic_torch"])
+def test_shrunk_maps_are_of_shrunk_images(tmp_path, kind):
+    """Lengths count in pixels of the whole image, whichever the frame holds: the whole one or the shrunk one."""
+    Image.fromarray(picture(0, (80, 121))).save(tmp_path / "a.png")
+    asked = SuperpixelSettings(kind, segments=12, sigma=2.0, shrink=2)
+    expected = compute(read_image(tmp_path / "a.png", 2), asked)
+    np.testing.assert_array_equal(
+        expected, compute(read_image(tmp_path / "a.png", 2), replace(asked, shrink=1, sigma=1))
+    )
+    for i, shrink in enumerate((1, 2)):
+        ids = load_or_compute(read_view("CAM", f"t{i}", tmp_path / "a.png", shrink), tmp_path, asked)
+        assert ids.shape == (40, 61)
+        np.testing.assert_array_equal(ids, expected)
 
 
 def test_none_is_not_stored(tmp_path):
@@ -207,6 +229,29 @@ def test_a_stopped_run_goes_on_where_it_was(images, tmp_path, monkeypatch):
         compute_all(images, tmp_path, SMALL, workers=0)
     monkeypatch.undo()
     assert compute_all(images, tmp_path, SMALL, workers=0) == 3
+
+
+def test_a_run_killed_between_writing_and_renaming(images, tmp_path):
+    """What it leaves is no map: the next run makes the same as if there had been no kill."""
+
+    def killed_at_the_third():
+        replace, count = os.replace, itertools.count(1)
+        os.replace = lambda *paths: os.kill(os.getpid(), signal.SIGKILL) if next(count) == 3 else replace(*paths)
+        compute_all(images, tmp_path, SMALL, workers=0)
+
+    process = multiprocessing.get_context("fork").Process(target=killed_at_the_third)
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    folder = map_path(tmp_path, SMALL, "token0").parent
+    left = sorted(path.name for path in folder.iterdir())
+    assert len(left) == 3 and left[0].startswith(".token2.png.") and left[1:] == ["token0.png", "token1.png"]
+    (folder / left[0]).write_bytes(b"half a map")
+    assert compute_all(images, tmp_path, SMALL, workers=0) == 3
+    for i in range(5):
+        np.testing.assert_array_equal(
+            load(map_path(tmp_path, SMALL, f"token{i}"), (40, 60), "image"), compute(picture(i), SMALL)
+        )
 
 
 @pytest.mark.parametrize("workers", [0, 1])

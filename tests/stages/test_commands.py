@@ -1,10 +1,12 @@
 """The commands of the README on a tiny world: what they print, and what they leave."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 import yaml
 
@@ -86,6 +88,32 @@ def test_pretraining_draws_what_the_student_finds_similar_every_few_epochs(comma
     pictures = sorted(path.name for path in Path("output/pretrain/run").glob("similarity*"))
     assert pictures == ["similarity.png", "similarity_epoch_002.png", "similarity_epoch_003.png"]
     assert "similarity_epoch_002.png" in Path("output/pretrain/run/report.md").read_text()
+
+
+def test_shares_of_the_superpixels_make_all_of_them_once(command):
+    """Three machines share them; maps of our own SLIC lie elsewhere."""
+    words = ["superpixels", "--root=world", "--segments=20", "--workers=0"]
+    folder = Path("superpixels/synthetic/superpixels_slic_20_6_1")
+    made = []
+    for shard in ("1/3", "2/3", "3/3"):
+        before = len(list(folder.iterdir())) if folder.exists() else 0
+        assert command(*words, f"--shard={shard}")[0] == 0
+        made.append(len(list(folder.iterdir())) - before)
+    assert made == [6, 6, 6]  # three frames of six cameras
+    maps = {path.name: path.read_bytes() for path in folder.iterdir()}
+    code, out, _ = command(*words)
+    assert code == 0 and "0 new slic maps" in out and "18 were there" in out
+    shutil.rmtree(folder)
+    command(*words)
+    assert maps == {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert "6 new slic_torch maps" in command(*words, "--superpixels=slic_torch", "--shard=3/3")[1]
+    assert len(list(Path("superpixels/synthetic/superpixels_slic_torch_20_6_1").iterdir())) == 6
+
+
+@pytest.mark.parametrize("shard", ["0/3", "4/3", "1", "a/b", "1/0"])
+def test_a_share_of_the_superpixels_that_is_none(command, shard):
+    sentence = command.refused("superpixels", "--root=world", f"--shard={shard}")
+    assert "shard" in sentence and "write i/n with i from 1 to n" in sentence and not Path("superpixels").exists()
 
 
 def test_ppkt_is_a_configuration(command):
