@@ -160,3 +160,13 @@ def test_it_agrees_with_scikit_image_on_a_real_image(shared):
     (found, wanted, kept, _, pixels), by_chance = agreement(ours, truth), agreement(plain, truth)
     assert found / wanted > 0.75 > 0.3 > by_chance[0] / wanted
     assert kept / pixels > 0.85 > 0.65 > by_chance[2] / pixels
+
+
+def test_the_figures_of_agreement_by_hand():
+    truth, ids = np.array([[0, 0, 1, 1]] * 2), np.array([[0, 1, 1, 1]] * 2)
+    found, wanted, kept, spilt, pixels = agreement(ids, truth)
+    assert (found, wanted, pixels) == (4, 4, 8)  # two columns of boundary each, one pixel apart
+    assert (kept, spilt) == (2 + 4, min(2, 0) + min(2, 4) + min(4, 2))
+    assert agreement(truth, truth).tolist() == [4, 4, 8, 0, 8]
+    far = np.repeat([[0, 1]], [1, 7], 1), np.repeat([[0, 1]], [5, 3], 1)  # boundaries at columns 0, 1 and 4, 5
+    assert agreement(*far)[:2].tolist() == [0, 2]
