@@ -14,8 +14,9 @@ images together:
   smaller of their parts inside and outside, as a share of the pixels (Neubert, Protzel 2012). 0 is best.
 
 What do they mean? Yardsticks: scikit-image against itself, with one more pixel of blur, and with 144 or 165 segments
-instead of 150, which move the grid that it starts from; and cells of a plain grid, which know nothing of the image. Half
-images start from the same grid as whole ones (49 pixels for 98), quarter images do not (24 for 24.5). Seconds are the process's, for all that `run.py superpixels` does with an image: decode, segment, write.
+instead of 150, which move the grid that it starts from; and cells of a plain grid, which know nothing of the image.
+Half images start from the same grid as whole ones (49 pixels for 98), quarter images do not (24 for 24.5). Seconds are
+the process's, for all that `run.py superpixels` does with an image: decode, segment, write.
 Prints a table and writes a JSON row under benchmarks/results/.
 """
 
