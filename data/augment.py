@@ -117,15 +117,17 @@ def _moved(points: np.ndarray, drawn: Augmentation) -> np.ndarray:
 
 
 def _inside(points: np.ndarray, cuboid: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
-    return ((points[:, :3] > cuboid[0]) & (points[:, :3] < cuboid[1])).all(1)
+    lower, upper = cuboid
+    return np.logical_and.reduce([(lower[i] < points[:, i]) & (points[:, i] < upper[i]) for i in range(3)])
 
 
 def _draw_cuboid(
     rng: np.random.Generator, points: np.ndarray, pairs: Pairs, cameras: int, settings: AugmentSettings
 ) -> tuple[np.ndarray, np.ndarray] | None:
     """Centre: a random point; sides: one random share of the range on each axis. None if it takes too many pairs."""
+    reach = np.array([np.ptp(points[:, i]) for i in range(3)])  # numpy reduces many rows of three slowly
     for _ in range(DRAWS if settings.paper_cuboid else 1):
-        half = np.ptp(points[:, :3], axis=0) * rng.uniform(0, settings.cuboid) / 2
+        half = reach * rng.uniform(0, settings.cuboid) / 2
         centre = points[rng.integers(len(points)), :3]
         cuboid = centre - half, centre + half
         left = np.bincount(pairs.camera[~_inside(points, cuboid)[pairs.point]], minlength=cameras)
@@ -187,18 +189,19 @@ def _cropped_view(view: CameraView, box: Box, crop: tuple[int, int], mirrored: b
 def _bilinear(image: np.ndarray, size: tuple[int, int], box: Box, crop: tuple[int, int]) -> np.ndarray:
     """`box` of an image of `size` resized to `crop` `[*crop, 3]` float32 in 0..1, as torch's `interpolate` has it.
 
-    Only the four pixels that each pixel is made of are converted: most of a large image is never looked at. An `image`
-    that is stored smaller than its `size` is sampled at the same places.
+    Only the rows and columns in reach are converted: most of a large image is never looked at. An `image` that is stored
+    smaller than its `size` is sampled at the same places.
     """
     (above, below, down), (left, right, along) = (
         _neighbours(first * stored / whole, length * stored / whole, target)
         for first, length, target, stored, whole in zip(box[:2], box[2:], crop, image.shape, size, strict=False)
     )
-    corners = np.take(image[np.concatenate([above, below])], np.concatenate([left, right]), axis=1)
-    pixels = torch.from_numpy(corners).float().div_(255).view(2 * crop[0], -1)  # channels in one row: long inner loops
-    along, down = torch.from_numpy(along.repeat(3)), torch.from_numpy(down)[:, None]
-    pixels = pixels[:, : 3 * crop[1]] * (1 - along) + pixels[:, 3 * crop[1] :] * along
-    return (pixels[: crop[0]] * (1 - down) + pixels[crop[0] :] * down).view(*crop, 3).numpy()
+    first, end = left[0], right[-1] + 1
+    top, bottom = (torch.from_numpy(image[rows, first:end]).float() for rows in (above, below))
+    lines = torch.lerp(top, bottom, torch.from_numpy(down)[:, None, None])
+    # two pixels of each line, channels in one row: long inner loops
+    west, east = (lines.index_select(1, torch.from_numpy(at - first)).flatten(1) for at in (left, right))
+    return torch.lerp(west, east, torch.from_numpy(along.repeat(3))).div_(255).view(*crop, 3).numpy()
 
 
 def _neighbours(first: float, length: float, target: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
