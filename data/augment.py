@@ -189,8 +189,8 @@ def _cropped_view(view: CameraView, box: Box, crop: tuple[int, int], mirrored: b
 def _bilinear(image: np.ndarray, size: tuple[int, int], box: Box, crop: tuple[int, int]) -> np.ndarray:
     """`box` of an image of `size` resized to `crop` `[*crop, 3]` float32 in 0..1, as torch's `interpolate` has it.
 
-    Only the rows and columns in reach are converted: most of a large image is never looked at. An `image` that is stored
-    smaller than its `size` is sampled at the same places.
+    Only rows and columns in reach are converted: most of a large image is never looked at. An `image` stored smaller
+    than its `size` is sampled at the same places.
     """
     (above, below, down), (left, right, along) = (
         _neighbours(first * stored / whole, length * stored / whole, target)
