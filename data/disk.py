@@ -179,7 +179,7 @@ def read_points(path: str | Path, columns: int) -> np.ndarray:
 
 
 def read_image(path: str | Path, shrink: int = 1) -> np.ndarray:
-    """Read an image file as RGB `[H, W, 3]` uint8, both sides divided by `shrink` (1, 2, 4 or 8) and rounded up.
+    """An image file as RGB `[H, W, 3]` uint8, read-only; both sides divided by `shrink` (1, 2, 4 or 8) and rounded up.
 
     A pixel of a shrunk image is the mean of those it stands for. JPEG files are decoded at that scale to begin with,
     which takes a fraction of the time. Raises InputError if the file is missing or does not decode.
@@ -188,8 +188,8 @@ def read_image(path: str | Path, shrink: int = 1) -> np.ndarray:
         size = shrunk(image.size, shrink)
         if shrink > 1:
             image.draft("RGB", (max(image.width // shrink, 1), max(image.height // shrink, 1)))  # of JPEG files only
-        pixels = image.convert("RGB")
-        return np.array(pixels if pixels.size == size else pixels.reduce(shrink))
+        image = image if image.mode == "RGB" else image.convert("RGB")
+        return np.asarray(image if image.size == size else image.reduce(shrink))  # np.array would copy it once more
 
 
 def image_size(path: str | Path) -> tuple[int, int]:

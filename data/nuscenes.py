@@ -102,12 +102,12 @@ class NuScenes:
             file = self._file(row["labels"])
             frame.labels = to_train_ids(read_array(file, "u1", rows=len(points)), self.name, file)
         if images:
+            world = egos[0].apply(mounts[0].apply(points[:, :3].T)).T  # alike for all cameras
             pairs = []
             for i, camera in enumerate(CAMERAS, 1):
                 view = read_view(camera, row["token"][i].decode(), self._file(row["path"][i]), shrink)
                 frame.cameras.append(view)
-                outward, inward = [mounts[0], egos[0]], [egos[i], mounts[i]]
-                point, y, x = project(points, outward, inward, row["intrinsics"][i - 1], view.size)
+                point, y, x = project(world, [], [egos[i], mounts[i]], row["intrinsics"][i - 1], view.size)
                 pairs.append(Pairs(point, np.full_like(point, i - 1), y, x))
             frame.pairs = Pairs.concatenate(pairs)
         return frame

@@ -60,8 +60,8 @@ def project(
     of the camera's. A point is seen if it lies more than 1 m deep and 0 < u < width - 1, 0 < v < height - 1.
 
     Args:
-        points: `[N, 3 or more]` float32, metres in the lidar frame.
-        outward: motions applied in order.
+        points: `[N, 3 or more]` float32, metres.
+        outward: motions applied in order, from the points' frame on; none for points in the world.
         inward: motions undone in order.
         camera: `[3, 3]` intrinsics, or `[3, 4]` projection matrix, pixels.
         size: (height, width) of the image, pixels.
@@ -70,9 +70,7 @@ def project(
         Three `[M]` int64 arrays: the row of each seen point in `points` (ascending), its pixel row and pixel column
         (rounded half to even).
     """
-    height, width = size
-    near = _perhaps_seen(points, outward, inward, camera, size)
-    moved = points[near, :3].T
+    moved = points[:, :3].T
     for motion in outward:
         moved = motion.apply(moved)
     for motion in inward:
@@ -83,30 +81,6 @@ def project(
     depth = pixels[2]
     with np.errstate(divide="ignore", invalid="ignore"):  # depth 0 fails the test below
         u, v = pixels[:2] / depth
+    height, width = size
     seen = np.flatnonzero((depth > MIN_DEPTH) & (u > 0) & (u < width - 1) & (v > 0) & (v < height - 1))
-    return near[seen], np.round(v[seen]).astype(np.int64), np.round(u[seen]).astype(np.int64)
-
-
-def _perhaps_seen(
-    points: np.ndarray, outward: list[Rigid], inward: list[Rigid], camera: np.ndarray, size: tuple[int, int]
-) -> np.ndarray:
-    """Rows of the points inside the camera's frustum `[M]`, ascending, with a margin for the rounding of each motion.
-
-    Five half-spaces, one product: it spares the exact motions most of the points.
-    """
-    to_camera = np.eye(4)
-    for motion in outward:
-        to_camera = motion.matrix() @ to_camera
-    for motion in inward:
-        to_camera = np.linalg.inv(motion.matrix()) @ to_camera
-    offset = camera[:, 3] if camera.shape[1] == 4 else np.zeros(3)
-    u, v, depth = np.column_stack([camera[:, :3], offset])
-    bounds = np.stack([depth - [0, 0, 0, MIN_DEPTH], u, v, (size[1] - 1) * depth - u, (size[0] - 1) * depth - v])
-    reach = sum(np.abs(motion.translation).max() for motion in (*outward, *inward)) + np.abs(points[:, :3]).max(
-        initial=0
-    )
-    rounding = 1e-3 + reach * 32 * np.finfo(np.float32).eps  # metres; each motion rounds twice, by half an eps at most
-    slack = rounding * np.abs(bounds[:, :3]).sum(1)
-    bounds = (bounds @ to_camera).astype(np.float32)
-    side = points[:, :3] @ bounds[:, :3].T + (bounds[:, 3] + slack).astype(np.float32)
-    return np.flatnonzero((side >= 0).all(1))
+    return seen, np.round(v[seen]).astype(np.int64), np.round(u[seen]).astype(np.int64)

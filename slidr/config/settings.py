@@ -33,8 +33,8 @@ Percent = Annotated[float, Field(gt=0, le=100)]
 Sweep = Annotated[tuple[Percent, ...], BeforeValidator(_numbers), Field(min_length=1)]
 
 
-def _shard(value: str) -> str:
-    part = re.fullmatch(r"(\d+)/(\d+)", value)
+def _shard(value: object) -> object:
+    part = re.fullmatch(r"(\d+)/(\d+)", str(value))
     if not part or not 1 <= int(part[1]) <= int(part[2]):
         raise ValueError("write i/n with i from 1 to n, for example 2/4")
     return value
@@ -150,7 +150,7 @@ class Superpixels(WithSuperpixels):
     """Compute the superpixel maps of a data set ahead of pretraining."""
 
     split: str = key("all", "split whose images to segment")
-    shard: Annotated[str, AfterValidator(_shard)] = key("1/1", "i/n = the i-th of n machines that share the images")
+    shard: Annotated[str, BeforeValidator(_shard)] = key("1/1", "i/n = the i-th of n machines that share the images")
 
 
 class Pretrain(WithTraining, WithSuperpixels):

@@ -3,6 +3,8 @@
 import hashlib
 import json
 import os
+import signal
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -207,6 +209,32 @@ def test_a_stopped_run_goes_on_where_it_was(images, tmp_path, monkeypatch):
         compute_all(images, tmp_path, SMALL, workers=0)
     monkeypatch.undo()
     assert compute_all(images, tmp_path, SMALL, workers=0) == 3
+
+
+def test_a_killed_run_leaves_whole_maps_and_goes_on(images, tmp_path):
+    """SIGKILL while the third map is half written: no cleaning up, yet only whole maps count as made."""
+    pid = os.fork()
+    if pid == 0:
+        whole, written = Path.write_bytes, []
+
+        def write_or_die(path, content):
+            written.append(path)
+            whole(path, content if len(written) < 3 else content[:40])
+            if len(written) == 3:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        Path.write_bytes = write_or_die
+        try:
+            compute_all(images, tmp_path, SMALL, workers=0)
+        finally:
+            os._exit(1)  # never back into pytest
+    assert os.waitpid(pid, 0)[1] == signal.SIGKILL
+    maps = [map_path(tmp_path, SMALL, token) for token, _ in images]
+    assert [path.exists() for path in maps] == [True, True, False, False, False]
+    assert any(path.name.startswith(".") for path in maps[0].parent.iterdir())  # the half-written one
+    assert compute_all(images, tmp_path, SMALL, workers=0) == 3
+    for i, path in enumerate(maps):
+        np.testing.assert_array_equal(load(path, (40, 60), "image"), compute(picture(i), SMALL))
 
 
 @pytest.mark.parametrize("workers", [0, 1])

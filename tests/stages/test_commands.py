@@ -88,6 +88,23 @@ def test_pretraining_draws_what_the_student_finds_similar_every_few_epochs(comma
     assert "similarity_epoch_002.png" in Path("output/pretrain/run/report.md").read_text()
 
 
+def test_superpixels_shared_among_machines(command):
+    """Each image is one shard's, whose machine makes it once; all shards together are the whole."""
+    words = ["superpixels", "--root=world", "--segments=20", "--workers=0"]
+    folder, made = Path("superpixels/synthetic/superpixels_slic_20_6_1"), []
+    for shard in ("1/4", "2/4", "3/4", "4/4"):
+        before = set(folder.glob("*"))
+        code, out, err = command(*words, f"--shard={shard}")
+        assert code == 0, err
+        made.append(len(set(folder.glob("*")) - before))
+        assert f"superpixels: {made[-1]} new slic maps" in out and "0 were there" in out
+        assert "superpixels: 0 new" in command(*words, f"--shard={shard}")[1]
+    assert sum(made) == 18 and max(made) - min(made) <= 1  # 3 scenes of one frame, six cameras
+    assert "superpixels: 0 new slic maps" in command(*words)[1]
+    for shard in ("0/4", "5/4", "1/0", "1", "-1/4", "a/b"):
+        assert "write i/n with i from 1 to n" in command.refused(*words, f"--shard={shard}")
+
+
 def test_ppkt_is_a_configuration(command):
     """No superpixel map is made; each step samples pairs; a strided teacher."""
     words = ["--superpixels=none", "--dilated=false", "--sampled_pairs=50", "--name=ppkt"]
