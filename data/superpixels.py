@@ -1,4 +1,4 @@
-"""Superpixel maps: computed by scikit-image, stored in the field's PNG layout, or made by others and dropped in."""
+"""Superpixel maps: computed, stored in the field's PNG layout, or made by others and dropped in."""
 
 import struct
 import zlib
@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
 from skimage.segmentation import felzenszwalb, slic
 from torch.utils.data import DataLoader, Dataset
@@ -13,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 from data.disk import InputError, atomic_write, open_image, read_image, shrunk
 from data.frame import CameraView
 from data.progress import Progress
+from data.slic import slic as slic_torch
 from data.workers import results
 
 
@@ -20,13 +22,14 @@ from data.workers import results
 class SuperpixelSettings:
     """What decides a map; the defaults are SLidR's, for 1600 x 900 images.
 
-    kind: "slic", "felzenszwalb" or "none" (every pixel its own superpixel).
-    segments, compactness: of SLIC.
+    kind: "slic", "slic_torch" (`data.slic`: faster, other maps), "felzenszwalb" or "none" (every pixel its own
+        superpixel).
+    segments, compactness: of SLIC, both of them.
     sigma: Gaussian blur beforehand, in pixels; published: 3 for SLIC, 0.35 for Felzenszwalb.
     scale, min_size: of Felzenszwalb, the latter in pixels.
     shrink: 1 as published; 2 or 4 = maps of images at that part of their size (`data.disk.read_image`), stored so.
         Lengths and areas above still count in pixels of the whole image. benchmarks/superpixels.py measures how much
-        faster they are and how far they agree.
+        faster they are, and slic_torch is, and how far they agree with the published ones.
     """
 
     kind: str = "slic"
@@ -46,6 +49,8 @@ def compute(image: np.ndarray, settings: SuperpixelSettings) -> np.ndarray:
     if settings.kind == "felzenszwalb":
         min_size = settings.min_size // settings.shrink**2
         ids = felzenszwalb(image, scale=settings.scale / settings.shrink**2, sigma=sigma, min_size=min_size)
+    elif settings.kind == "slic_torch":
+        ids = slic_torch(torch.tensor(image), settings.segments, settings.compactness, sigma).numpy()
     else:
         ids = slic(
             image,
@@ -57,7 +62,7 @@ def compute(image: np.ndarray, settings: SuperpixelSettings) -> np.ndarray:
     return ids.astype(np.int32)
 
 
-PUBLISHED = {"slic": (150, 6.0, 3.0), "felzenszwalb": (300.0, 0.35, 4000)}
+PUBLISHED = {"slic": (150, 6.0, 3.0), "slic_torch": (150, 6.0, 3.0), "felzenszwalb": (300.0, 0.35, 4000)}
 
 
 def map_path(folder: Path, settings: SuperpixelSettings, token: str) -> Path:
@@ -67,7 +72,7 @@ def map_path(folder: Path, settings: SuperpixelSettings, token: str) -> Path:
     never pass for another's.
     """
     s, title = settings, settings.kind
-    values = (s.segments, s.compactness, s.sigma) if title == "slic" else (s.scale, s.sigma, s.min_size)
+    values = (s.segments, s.compactness, s.sigma) if title in ("slic", "slic_torch") else (s.scale, s.sigma, s.min_size)
     if values != PUBLISHED[title]:
         title += "".join(f"_{value:g}" for value in values)
     if s.shrink > 1:

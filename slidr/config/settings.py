@@ -120,8 +120,10 @@ class WithSuperpixels(WithData):
     """A stage that needs superpixel maps."""
 
     superpixels_folder: Path = key(Path("superpixels"), "folder of the maps: <data set>/superpixels_<kind>/<token>.png")
-    superpixels: Literal["slic", "felzenszwalb", "none"] = key(
-        "slic", "kind of superpixels; none = every point-pixel pair on its own (PPKT)"
+    superpixels: Literal["slic", "slic_torch", "felzenszwalb", "none"] = key(
+        "slic",
+        "kind of superpixels; slic_torch = our own SLIC: faster, other maps (benchmarks/superpixels.py says how far); "
+        "none = every point-pixel pair on its own (PPKT)",
     )
     segments: Count = key(150, "SLIC: superpixels asked for an image")
     compactness: Positive = key(6.0, "SLIC: weight of distance against colour")
@@ -134,7 +136,7 @@ class WithSuperpixels(WithData):
 
     def superpixel_settings(self) -> SuperpixelSettings:
         """The part of the settings that decides a map."""
-        sigma = self.sigma if self.sigma is not None else {"slic": 3.0, "felzenszwalb": 0.35}.get(self.superpixels, 0.0)
+        sigma = self.sigma if self.sigma is not None else {"felzenszwalb": 0.35, "none": 0.0}.get(self.superpixels, 3.0)
         return SuperpixelSettings(
             kind=self.superpixels,
             segments=self.segments,

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from skimage.measure import label
 
 from data import superpixels
 from data.disk import InputError, read_image
-from data.frame import CameraView
+from data.frame import CameraView, read_view
 from data.superpixels import SuperpixelSettings, compute, compute_all, load, load_or_compute, map_path, save
 
 SMALL = SuperpixelSettings(segments=12, sigma=1.0)
@@ -79,7 +80,7 @@ def test_none_gives_every_pixel_its_own():
     np.testing.assert_array_equal(ids, np.arange(35).reshape(5, 7))
 
 
-@pytest.mark.parametrize("kind", ["slic", "felzenszwalb", "none"])
+@pytest.mark.parametrize("kind", ["slic", "slic_torch", "felzenszwalb", "none"])
 @pytest.mark.parametrize("size", [(1, 1), (1, 9), (3, 2)])
 def test_tiny_images(kind, size):
     ids = compute(picture(0, size), SuperpixelSettings(kind))
@@ -117,11 +118,14 @@ def test_the_fields_layout(tmp_path):
     assert map_path(folder, SuperpixelSettings(), "e3d4") == folder / "superpixels_slic" / "e3d4.png"
     published = SuperpixelSettings("felzenszwalb", sigma=0.35)
     assert map_path(folder, published, "e3d4") == folder / "superpixels_felzenszwalb" / "e3d4.png"
+    assert map_path(folder, SuperpixelSettings("slic_torch"), "e3d4") == folder / "superpixels_slic_torch" / "e3d4.png"
 
 
 def test_maps_of_other_settings_lie_elsewhere(tmp_path):
     assert map_path(tmp_path, SuperpixelSettings(segments=100), "t").parent.name == "superpixels_slic_100_6_3"
     assert map_path(tmp_path, SMALL, "t").parent.name == "superpixels_slic_12_6_1"
+    ours = SuperpixelSettings("slic_torch", segments=100, shrink=2)
+    assert map_path(tmp_path, ours, "t").parent.name == "superpixels_slic_torch_100_6_3_shrink2"
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "P", "I;16"])
@@ -161,6 +165,21 @@ def test_a_map_is_made_once(tmp_path, monkeypatch):
     np.testing.assert_array_equal(made, compute(view.image, SMALL))
     monkeypatch.setattr(superpixels, "compute", lambda *_: pytest.fail("made again"))
     np.testing.assert_array_equal(load_or_compute(view, tmp_path, SMALL), made)
+
+
+@pytest.mark.parametrize("kind", ["slic", "slic_torch"])
+def test_shrunk_maps_are_of_shrunk_images(tmp_path, kind):
+    """Lengths count in pixels of the whole image, whichever the frame holds: the whole one or the shrunk one."""
+    Image.fromarray(picture(0, (80, 121))).save(tmp_path / "a.png")
+    asked = SuperpixelSettings(kind, segments=12, sigma=2.0, shrink=2)
+    expected = compute(read_image(tmp_path / "a.png", 2), asked)
+    np.testing.assert_array_equal(
+        expected, compute(read_image(tmp_path / "a.png", 2), replace(asked, shrink=1, sigma=1))
+    )
+    for i, shrink in enumerate((1, 2)):
+        ids = load_or_compute(read_view("CAM", f"t{i}", tmp_path / "a.png", shrink), tmp_path, asked)
+        assert ids.shape == (40, 61)
+        np.testing.assert_array_equal(ids, expected)
 
 
 def test_none_is_not_stored(tmp_path):

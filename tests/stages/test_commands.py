@@ -105,6 +105,12 @@ def test_superpixels_shared_among_machines(command):
         assert "write i/n with i from 1 to n" in command.refused(*words, f"--shard={shard}")
 
 
+def test_our_own_slic_makes_maps_of_its_own(command):
+    words = ["superpixels", "--root=world", "--segments=20", "--workers=0", "--superpixels=slic_torch"]
+    assert "18 new slic_torch maps" in command(*words)[1]
+    assert len(list(Path("superpixels/synthetic/superpixels_slic_torch_20_6_1").iterdir())) == 18
+
+
 def test_ppkt_is_a_configuration(command):
     """No superpixel map is made; each step samples pairs; a strided teacher."""
     words = ["--superpixels=none", "--dilated=false", "--sampled_pairs=50", "--name=ppkt"]
