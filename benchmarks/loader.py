@@ -1,13 +1,13 @@
-"""How many processes keep a training step fed?
+"""How many frames a second does a loader worker prepare, what does it spend its time on, and how many feed a GPU?
 
-    python -m benchmarks.loader --root NUSCENES [--frames 16] [--step_seconds 0.5 1 2] [--repeats 9]
+    python -m benchmarks.loader --root NUSCENES [--split all] [--frames 64] [--batch 4] [--step_seconds 0.5 1 2]
 
-What a worker does with one frame of six 1600 x 900 images under the published recipe, part by part, in seconds of one
-core (the best of the repeats), on real frames whose files are in the system's cache: disks are not measured. Then what
-the whole loader gives the training process, in wall time, with 0, 1 and 2 workers: this needs as many idle cores, so
-the machine's load before it began stands beside it. A step of s seconds for a batch of n frames needs w = n * f / s
-workers, where f is the seconds of a frame; s is yours to say, this measures f. Prints tables and writes a JSON row
-under benchmarks/results/.
+On nuScenes keyframes as pretraining reads them (six JPEG images of 1600 x 900, stored SLIC maps, crops of 224 x 416):
+CPU seconds a frame on one thread of the parts of the loader, with images decoded whole and at half size
+(`--image_shrink=2`); frames a second with 0, 1 and 2 workers, by the clock, so on a machine that does nothing else. The
+files are read again and again: they come from memory, a disk may be slower. A step of s seconds on b frames needs
+b c / s workers, c = CPU seconds a frame; how long a step takes is for --step_seconds to say. Prints tables and writes a
+JSON row under benchmarks/results/.
 """
 
 import argparse
@@ -16,127 +16,152 @@ import json
 import math
 import os
 import platform
-import tempfile
+import resource
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import wraps
 from pathlib import Path
+from unittest.mock import patch
 
-import numpy as np
-import PIL
 import torch
 
 from benchmarks.engine_cpu import _processor
-from data.augment import AugmentSettings, apply, draw
-from data.disk import InputError, atomic_write, read_image
-from data.frame import Reader, collate
-from data.loading import make_loader, select
-from data.nuscenes import NuScenes
-from data.superpixels import SuperpixelSettings, load_or_compute
+from data import augment, loading, nuscenes, projection
+from data.augment import AugmentSettings
+from data.disk import atomic_write
+from data.frame import Reader
+from data.loading import Loader, make_loader, select
+from data.superpixels import SuperpixelSettings, compute_all
 
-WORKERS = (0, 1, 2)
-BATCH = 4  # of the loader that is timed: small, so that a few batches are many
-DRAWS = 5  # augmentations of a frame: their costs differ
-
-
-def best(f: Callable[[], object], repeats: int) -> float:
-    """Seconds of the processor that `f` takes, the least of some."""
-    seconds = []
-    for _ in range(repeats):
-        began = time.process_time()
-        f()
-        seconds.append(time.process_time() - began)
-    return min(seconds)
+PARTS = (  # none calls another
+    ("read scan", nuscenes, "read_points"),
+    ("decode images", nuscenes, "read_view"),
+    ("project", nuscenes, "project"),
+    ("project", projection.Rigid, "apply"),  # of the points to the world
+    ("read superpixels", loading, "load_or_compute"),
+    ("augment", augment, "draw"),
+    ("augment", augment, "apply"),
+    ("collate", loading, "collate"),
+)
 
 
-def parts(reader: Reader, maps: tuple[Path, SuperpixelSettings], repeats: int) -> dict[str, float]:
-    """Seconds of a frame by what is done with it, the mean of all frames and of some augmentations."""
-    rows, settings = [], AugmentSettings()
-    for index in range(len(reader)):
-        frame = reader.read(index, labels=False)
-        files = [view.file for view in frame.cameras]
-        for view in frame.cameras:
-            view.superpixels = load_or_compute(view, *maps)
-        drawn = [draw(np.random.default_rng(i), frame, settings) for i in range(DRAWS)]
-        batch = [apply(frame, each) for each in drawn]
-        work = {
-            "decode": lambda files=files: [read_image(file) for file in files],
-            "read": lambda i=index: reader.read(i, labels=False),
-            "superpixels": lambda f=frame: [load_or_compute(view, *maps) for view in f.cameras],
-            "draw": lambda f=frame: [draw(np.random.default_rng(i), f, settings) for i in range(DRAWS)],
-            "crop": lambda f=frame, drawn=drawn: [apply(f, each) for each in drawn],
-            "collate": lambda batch=batch: collate(batch),
-        }
-        row = {
-            name: best(f, repeats) / (DRAWS if name in ("draw", "crop", "collate") else 1) for name, f in work.items()
-        }
-        row["points and pairs"] = row.pop("read") - row["decode"]
-        rows.append(row)
-    return {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
+@contextmanager
+def stopwatch() -> Iterator[Counter]:
+    """CPU seconds that this process spends in each of PARTS while the context is open."""
+    spent = Counter({name: 0.0 for name, *_ in PARTS})
+
+    def timed(name: str, function: Callable) -> Callable:
+        @wraps(function)
+        def call(*args, **kwargs):
+            began = time.process_time()
+            try:
+                return function(*args, **kwargs)
+            finally:
+                spent[name] += time.process_time() - began
+
+        return call
+
+    with ExitStack() as stack:
+        for name, owner, attribute in PARTS:
+            stack.enter_context(patch.object(owner, attribute, timed(name, getattr(owner, attribute))))
+        yield spent
 
 
-def throughput(reader: Reader, maps: tuple[Path, SuperpixelSettings], workers: int, frames: int) -> float:
-    """Frames a second that the loader hands over in its second epoch, when its workers have started."""
-    many = select(reader, [i % len(reader) for i in range(frames)])
-    loader = make_loader(
-        many, batch=BATCH, augment=AugmentSettings(), superpixels=maps, images=True, labels=False, workers=workers,
-        seed=0, shuffle=True,
+def open_loader(reader: Reader, maps: Path, batch: int, workers: int, shrink: int = 1) -> Loader:
+    """Batches as pretraining takes them."""
+    return make_loader(
+        reader, batch=batch, augment=AugmentSettings(), superpixels=(maps, SuperpixelSettings()), images=True,
+        labels=False, workers=workers, seed=0, shuffle=True, shrink=shrink,
     )  # fmt: skip
-    for epoch in range(2):
-        loader.set_epoch(epoch)
-        began = time.perf_counter()
+
+
+def split_costs(reader: Reader, maps: Path, batch: int, shrink: int) -> dict[str, float]:
+    """CPU seconds a frame of each part, of what is left over, and of all, in this process."""
+    loader = open_loader(reader, maps, batch, 0, shrink)
+    with stopwatch() as spent:
+        began = time.process_time()
         for _ in loader:
             pass
-    return frames / (time.perf_counter() - began)
+        whole = time.process_time() - began
+    costs = {**spent, "rest": whole - spent.total(), "all": whole}
+    return {name: seconds / len(reader) for name, seconds in costs.items()}
+
+
+def throughput(reader: Reader, maps: Path, batch: int, workers: int) -> dict[str, float]:
+    """Frames a second by the clock, after the start; CPU seconds a frame of all processes, their start too."""
+    cpu = _cpu_seconds()
+    loader = open_loader(reader, maps, batch, workers)
+    batches = iter(loader)
+    for _ in range(max(workers, 1)):
+        next(batches)  # the workers make their first ones at the same time: later ones would seem to take none
+    began = time.perf_counter()
+    frames = sum(len(ready.ids) for ready in batches)
+    seconds = time.perf_counter() - began
+    del batches, loader  # ends the workers: only then are their seconds counted
+    return {"frames_per_second": frames / seconds, "cpu_seconds": (_cpu_seconds() - cpu) / len(reader)}
+
+
+def _cpu_seconds() -> float:
+    """Of this process and of its children that have ended."""
+    usages = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
 
 
 def main() -> None:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--root", default="datasets/nuscenes", help="a nuScenes folder, or a part of one")
-    parser.add_argument("--frames", type=int, default=16, help="frames of a training step")
-    parser.add_argument("--step_seconds", type=float, nargs="+", default=[0.5, 1.0, 2.0], help="of your device")
-    parser.add_argument("--epoch_frames", type=int, default=32, help="frames that the loader hands over")
-    parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--root", required=True, help="nuScenes")
+    parser.add_argument("--split", default="all")
+    parser.add_argument("--maps", type=Path, default=Path("superpixels/nuscenes"), help="made where they are missing")
+    parser.add_argument("--frames", type=int, default=64, help="to prepare; those of the split in turn")
+    parser.add_argument("--batch", type=int, default=4, help="of the measurement")
+    parser.add_argument("--step_seconds", type=float, nargs="+", default=[0.5, 1.0, 2.0], help="of a training step")
+    parser.add_argument("--step_frames", type=int, default=16, help="of a training step")
     options = parser.parse_args()
+    if options.frames < 4 * options.batch:
+        parser.error("--frames must be at least four times --batch: the first batches are not timed")
     torch.set_num_threads(1)
-    try:
-        reader = NuScenes(options.root, "all")
-    except InputError as error:
-        raise SystemExit(f"loader: {error}") from error
-    reader = select(reader, list(range(min(2, len(reader)))))
-    load = os.getloadavg()[0]
-    with tempfile.TemporaryDirectory() as folder:
-        maps = Path(folder), SuperpixelSettings()  # made at first sight
-        seconds = parts(reader, maps, options.repeats)
-        speeds = {workers: throughput(reader, maps, workers, options.epoch_frames) for workers in WORKERS}
-    frame = sum(seconds.values())
-    needed = {s: math.ceil(options.frames * frame / s) for s in options.step_seconds}
-    print(f"a frame of six 1600 x 900 images, one core of {_processor()}\n")
-    print("| part | ms | share |\n|---|---|---|")
-    for name, value in seconds.items():
-        print(f"| {name} | {1e3 * value:.1f} | {value / frame:.0%} |")
-    print(f"| all | {1e3 * frame:.1f} | {1 / frame:.1f} frames/s a worker |\n")
-    print(f"| workers ({os.cpu_count()} cores, load {load:.1f} before) | frames/s of the loader |\n|---|---|")
-    for workers, speed in speeds.items():
-        print(f"| {workers} | {speed:.1f} |")
-    print(f"\na step of s seconds for {options.frames} frames needs w = {options.frames} * {frame:.3f} / s workers:")
-    for s, workers in needed.items():
-        print(f"  s = {s:g}: {workers}")
+    split = nuscenes.NuScenes(options.root, options.split)
+    compute_all(split.image_files(), options.maps, SuperpixelSettings(), workers=0)
+    reader = select(split, [i % len(split) for i in range(options.frames)])
+    points = sum(len(split.read(i, images=False, labels=False).points) for i in range(len(split))) / len(split)
+    costs = {shrink: split_costs(reader, options.maps, options.batch, shrink) for shrink in (1, 2)}
+    rates = {workers: throughput(reader, options.maps, options.batch, workers) for workers in (0, 1, 2)}
+    needed = {
+        step: {shrink: math.ceil(options.step_frames * costs[shrink]["all"] / step) for shrink in costs}
+        for step in options.step_seconds
+    }
     row = {
         "benchmark": "loader",
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "device": _processor(),
         "cores": os.cpu_count(),
-        "load_before": load,
+        "load_average": os.getloadavg()[0],
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "pillow": PIL.__version__,
-        "frame_seconds": frame,
-        "parts_seconds": seconds,
-        "loader_frames_per_second": speeds,
-        "frames_a_step": options.frames,
-        "workers_by_step_seconds": needed,
+        "frames": options.frames,
+        "different_frames": min(len(split), options.frames),
+        "batch": options.batch,
+        "points": round(points),
+        "cpu_seconds_a_frame": costs,
+        "workers": rates,
+        "workers_needed": {"frames": options.step_frames, "step_seconds": needed},
     }
+    print(f"{options.frames} frames of {points:,.0f} points and six images, on {row['device']}\n")
+    print(f"{'CPU ms a frame, one thread':<28}{'whole images':>14}{'image_shrink 2':>16}")
+    for part in costs[1]:
+        print(f"{part:<28}{1000 * costs[1][part]:14.1f}{1000 * costs[2][part]:16.1f}")
+    print(f"{'frames a second a worker':<28}{1 / costs[1]['all']:14.2f}{1 / costs[2]['all']:16.2f}")
+    print("\nworkers   frames a second   CPU ms a frame")
+    for workers, rate in rates.items():
+        print(f"{workers:7}{rate['frames_per_second']:18.2f}{1000 * rate['cpu_seconds']:17.1f}")
+    print(f"(by the clock, {row['cores']} cores, load average at the end {row['load_average']:.1f})")
+    print(f"\nworkers = {options.step_frames} frames x CPU seconds a frame / seconds a step, rounded up")
+    print("seconds a step   whole images   image_shrink 2")
+    for step, workers in needed.items():
+        print(f"{step:14g}{workers[1]:15}{workers[2]:17}")
     path = Path("benchmarks/results/loader.json")
     with atomic_write(path) as temporary:
         temporary.write_text(json.dumps(row, indent=1) + "\n")

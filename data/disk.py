@@ -103,6 +103,7 @@ def inside(root: Path, name: str) -> Path:
     Links: the root may be one, and so may the folders directly in it (`samples -> /big/disk/samples`): these a user
     makes. What lies below may not lead out of them, be it a linked file or a linked folder.
     """
+    root = Path(os.path.abspath(root))
     file = root / name
     real = Path(os.path.realpath(file)) if os.path.islink(file) else _real(file.parent) / file.name
     places = [_real(root / folder) for folder in PurePosixPath(name).parents[-2:]]  # the root, and the folder in it

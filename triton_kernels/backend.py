@@ -40,4 +40,4 @@ def describe(device: torch.device) -> str:
     """What runs on `device`, in a few words for a start block."""
     if uses_triton(device):
         return f"sparse convolution in Triton on {device} (hash table, masked implicit GEMM)"
-    return f"sparse convolution in PyTorch on {device} (gather, matmul, scatter per kernel offset)"
+    return f"sparse convolution in PyTorch on {device} (gather, matmul, add up)"

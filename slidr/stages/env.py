@@ -10,12 +10,13 @@ from slidr.pooling import POOLING_BACKEND
 from slidr.teachers import TEACHERS
 from triton_kernels import backend
 
-PACKAGES = ("torch", "torch-scatter", "triton", "numpy", "pillow", "scikit-image", "pydantic")
+PACKAGES = ("torch-scatter", "triton", "numpy", "pillow", "scikit-image", "pydantic")
 
 
 def run(settings: Env) -> None:
     """Print the environment."""
     print(f"python {platform.python_version()} on {platform.platform()}")
+    print(f"torch {torch.__version__}")  # with what it was built for, which its metadata does not tell
     for name in PACKAGES:
         try:
             print(f"{name} {importlib.metadata.version(name)}")

@@ -153,15 +153,48 @@ def fit(
     objective = distributed.data_parallel(trained, loss_of, device, settings.sync_batch_norm)
     buffers = list(trained.buffers())
     before_step = [buffer.clone() for buffer in buffers]
-    meter, saved, printed = _Meter(), time.monotonic(), time.monotonic()
-    bar = tqdm(
-        total=total,
-        initial=state["step"],
-        desc=run.stage,
-        unit="step",
-        disable=not (run.first and sys.stderr.isatty()),
-    )
-    with Stop() as stop:
+    meter, saved = _Meter(), time.monotonic()
+    watched = run.first and sys.stderr.isatty()
+    bar = tqdm(total=total, initial=state["step"], desc=run.stage, unit="step", disable=not watched)
+    stop = Stop()
+
+    def take_step(batch: Batch) -> tuple[dict[str, float] | None, bool]:
+        """(numbers of the step, or None if it was left out; whether to stop after it)"""
+        seed_step(settings.seed, state["step"])
+        _copy(before_step, buffers)
+        with autocast(settings, device):
+            loss, numbers = objective(batch.to(device))
+        value, bad, stopped = _agreed(float(loss.detach()), stop)
+        optimizer.zero_grad(set_to_none=True)
+        if bad:
+            _copy(buffers, before_step)  # the running statistics, which have seen it
+            state["bad_steps"] += 1
+            _leave_out(run, settings, batch, value, whole() | {"ids": batch.ids})
+        else:
+            scaler.scale(loss).backward()
+            scaler.step(optimizer)
+            scaler.update()
+        state["step"] += 1
+        return None if bad else {"loss": value, "lr": optimizer.param_groups[0]["lr"], **numbers}, stopped
+
+    def report(epoch: int, row: dict[str, float]) -> None:
+        run.log(state["step"], epoch=epoch, **row)
+        bar.set_postfix_str(_told(row))
+        if bar.disable and meter.line_due(state["step"] == total):
+            left = tqdm.format_interval((total - state["step"]) * meter.seconds_a_step())
+            where = f"epoch {epoch + 1}/{settings.epochs}  step {state['step']}/{total}"
+            print(f"{run.stage}: {where}  {_told(row)}  {left} left", flush=True)
+
+    def validated(epoch: int) -> bool:
+        """Whether the network is the best so far."""
+        found = validate(epoch + 1)
+        run.log(state["step"], epoch=epoch, **found)
+        tqdm.write(f"{run.stage}: epoch {epoch + 1}/{settings.epochs}  {_told(found)}")
+        score, best = found.get("val_miou", -found.get("val_loss", math.inf)), state["best"]
+        state["best"] = max(score, best)
+        return score > best
+
+    with stop:
         for epoch in range(state["step"] // steps, settings.epochs):
             loader.set_epoch(epoch, skip=state["step"] % steps)
             for group, lr in zip(optimizer.param_groups, base, strict=True):
@@ -170,42 +203,14 @@ def fit(
             meter.lap()
             for batch in loader:
                 meter.data_arrived()
-                seed_step(settings.seed, state["step"])
-                _copy(before_step, buffers)
-                with autocast(settings, device):
-                    loss, numbers = objective(batch.to(device))
-                value, bad, stopped = _agreed(float(loss.detach()), stop)
-                optimizer.zero_grad(set_to_none=True)
-                if bad:
-                    _copy(buffers, before_step)  # the running statistics, which have seen it
-                    state["bad_steps"] += 1
-                    _leave_out(run, settings, batch, value, whole() | {"ids": batch.ids})
-                else:
-                    scaler.scale(loss).backward()
-                    scaler.step(optimizer)
-                    scaler.update()
-                state["step"] += 1
-                step = state["step"]
+                row, stopped = take_step(batch)
                 meter.step_done(batch)
                 bar.update()
-                if not bad and (step % LOG_EVERY == 0 or step in (1, total)):
-                    row = {"loss": value, "lr": optimizer.param_groups[0]["lr"], **numbers, **meter.read(device)}
-                    run.log(step, epoch=epoch, **row)
-                    bar.set_postfix_str(_told(row))
-                    if bar.disable and (time.monotonic() - printed > 15 or step == total):
-                        printed = time.monotonic()
-                        left = tqdm.format_interval((total - step) * meter.seconds_a_step())
-                        where = f"epoch {epoch + 1}/{settings.epochs}  step {step}/{total}"
-                        print(f"{run.stage}: {where}  {_told(row)}  {left} left", flush=True)
-
-                best = False
+                step = state["step"]
+                if row and (step % LOG_EVERY == 0 or step in (1, total)):
+                    report(epoch, row | meter.read(device))
                 due = (epoch + 1) % settings.validate_every == 0 or epoch + 1 == settings.epochs
-                if validate and due and step == (epoch + 1) * steps:
-                    found = validate(epoch + 1)
-                    run.log(step, epoch=epoch, **found)
-                    tqdm.write(f"{run.stage}: epoch {epoch + 1}/{settings.epochs}  {_told(found)}")
-                    score = found.get("val_miou", -found.get("val_loss", math.inf))
-                    best, state["best"] = score > state["best"], max(score, state["best"])
+                best = bool(validate) and due and step == (epoch + 1) * steps and validated(epoch)
                 if stopped or best or step == total or time.monotonic() - saved >= 60 * settings.checkpoint_minutes:
                     state["seconds"] += time.monotonic() - saved
                     saved = time.monotonic()
@@ -266,7 +271,7 @@ class _Meter:
     """Seconds and frames since the last reading, and since the beginning."""
 
     def __init__(self) -> None:
-        self.steps, self.seconds = 0, 0.0
+        self.steps, self.seconds, self._line = 0, 0.0, time.monotonic()
         self._clear()
         self.lap()
 
@@ -303,6 +308,12 @@ class _Meter:
         self.seconds += seconds
         self._clear()
         return row
+
+    def line_due(self, last: bool) -> bool:
+        """Whether 15 seconds have passed since a line was due."""
+        due = last or time.monotonic() - self._line > 15
+        self._line = time.monotonic() if due else self._line
+        return due
 
     def seconds_a_step(self) -> float:
         return (self.seconds + self.waited + self.computed) / self.steps

@@ -1,6 +1,7 @@
 """Files: never half-written; broken ones are one clear sentence."""
 
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from data.disk import InputError, atomic_write, read_array, read_image, read_points, read_text, require_folder
+from data.disk import InputError, atomic_write, inside, read_array, read_image, read_points, read_text, require_folder
 from data.progress import Progress
 
 
@@ -137,3 +138,11 @@ def test_progress_is_plain_lines_without_a_terminal(capsys):
         pass
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1 and lines[0].startswith("maps: 3/3, ") and "image/s" in lines[0]
+
+
+def test_a_relative_root_means_the_folder_one_is_in(tmp_path, monkeypatch):
+    for place in ("here", "there"):
+        (tmp_path / place / "data" / "samples").mkdir(parents=True)
+        monkeypatch.chdir(tmp_path / place)
+        file = inside(Path("data"), "samples/scan.bin")
+        assert file == tmp_path / place / "data" / "samples" / "scan.bin"

@@ -1,12 +1,11 @@
 """Superpixel maps: equal to the published ones on equal pixels; stored whole, once, in the field's layout."""
 
 import hashlib
-import itertools
 import json
-import multiprocessing
 import os
 import signal
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -231,27 +230,30 @@ def test_a_stopped_run_goes_on_where_it_was(images, tmp_path, monkeypatch):
     assert compute_all(images, tmp_path, SMALL, workers=0) == 3
 
 
-def test_a_run_killed_between_writing_and_renaming(images, tmp_path):
-    """What it leaves is no map: the next run makes the same as if there had been no kill."""
+def test_a_killed_run_leaves_whole_maps_and_goes_on(images, tmp_path):
+    """SIGKILL while the third map is half written: no cleaning up, yet only whole maps count as made."""
+    pid = os.fork()
+    if pid == 0:
+        whole, written = Path.write_bytes, []
 
-    def killed_at_the_third():
-        replace, count = os.replace, itertools.count(1)
-        os.replace = lambda *paths: os.kill(os.getpid(), signal.SIGKILL) if next(count) == 3 else replace(*paths)
-        compute_all(images, tmp_path, SMALL, workers=0)
+        def write_or_die(path, content):
+            written.append(path)
+            whole(path, content if len(written) < 3 else content[:40])
+            if len(written) == 3:
+                os.kill(os.getpid(), signal.SIGKILL)
 
-    process = multiprocessing.get_context("fork").Process(target=killed_at_the_third)
-    process.start()
-    process.join()
-    assert process.exitcode == -signal.SIGKILL
-    folder = map_path(tmp_path, SMALL, "token0").parent
-    left = sorted(path.name for path in folder.iterdir())
-    assert len(left) == 3 and left[0].startswith(".token2.png.") and left[1:] == ["token0.png", "token1.png"]
-    (folder / left[0]).write_bytes(b"half a map")
+        Path.write_bytes = write_or_die
+        try:
+            compute_all(images, tmp_path, SMALL, workers=0)
+        finally:
+            os._exit(1)  # never back into pytest
+    assert os.waitpid(pid, 0)[1] == signal.SIGKILL
+    maps = [map_path(tmp_path, SMALL, token) for token, _ in images]
+    assert [path.exists() for path in maps] == [True, True, False, False, False]
+    assert any(path.name.startswith(".") for path in maps[0].parent.iterdir())  # the half-written one
     assert compute_all(images, tmp_path, SMALL, workers=0) == 3
-    for i in range(5):
-        np.testing.assert_array_equal(
-            load(map_path(tmp_path, SMALL, f"token{i}"), (40, 60), "image"), compute(picture(i), SMALL)
-        )
+    for i, path in enumerate(maps):
+        np.testing.assert_array_equal(load(path, (40, 60), "image"), compute(picture(i), SMALL))
 
 
 @pytest.mark.parametrize("workers", [0, 1])
