@@ -311,7 +311,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_taken(tmp_path, cap
 
 
 def test_what_cannot_be_written_does_not_end_the_training(settings, monkeypatch, capsys):
-    """Rows, events and checkpoints of a full disk: said once, and training goes on; what is there stays."""
+    """Rows and checkpoints that a full disk does not take: said once, and training goes on; what is there stays."""
 
     def full(path):
         raise InputError(f"cannot write {path}: No space left on device")
@@ -322,12 +322,13 @@ def test_what_cannot_be_written_does_not_end_the_training(settings, monkeypatch,
     def act(step):
         if step == 4:
             monkeypatch.setattr("slidr.training.checkpoint.atomic_write", full)
-            monkeypatch.setattr("builtins.open", lambda *_, **__: full(""))
+            monkeypatch.setattr("slidr.training.run.open", lambda *_, **__: full("metrics.jsonl"), raising=False)
 
     _, network = train(settings, act=act)
     monkeypatch.undo()
     assert_same(network, expected)
-    assert capsys.readouterr().err.count("a checkpoint cannot be written") == 1
+    said = capsys.readouterr().err
+    assert all(said.count(f"{what} cannot be written") == 1 for what in ("a checkpoint", "metrics.jsonl"))
     assert Checkpoints(settings.output / "linprobe" / "run" / "checkpoints", 1).newest()["step"] == 3
 
 
