@@ -150,7 +150,7 @@ def main() -> None:
     row = {
         "benchmark": "engine_cpu",
         "date": now.isoformat(timespec="seconds"),
-        "device": _processor(),
+        "device": processor(),
         "threads": arguments.threads,
         "precision": arguments.precision,
         "repeats": arguments.repeats,
@@ -181,7 +181,7 @@ def main() -> None:
     print(f"\nwritten: {path}")
 
 
-def _processor() -> str:
+def processor() -> str:
     """The processor's name where Linux tells it."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()

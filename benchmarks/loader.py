@@ -27,7 +27,7 @@ from unittest.mock import patch
 
 import torch
 
-from benchmarks.engine_cpu import _processor
+from benchmarks.engine_cpu import processor
 from data import augment, loading, nuscenes, projection
 from data.augment import AugmentSettings
 from data.disk import atomic_write
@@ -136,7 +136,7 @@ def main() -> None:
     row = {
         "benchmark": "loader",
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "device": _processor(),
+        "device": processor(),
         "cores": os.cpu_count(),
         "load_average": os.getloadavg()[0],
         "python": platform.python_version(),

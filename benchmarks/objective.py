@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from benchmarks.engine_cpu import _processor
+from benchmarks.engine_cpu import processor
 from data.disk import atomic_write
 from data.frame import Pairs
 from slidr.losses import infonce
@@ -95,7 +95,7 @@ def main() -> None:
     row = {
         "benchmark": "objective",
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else processor(),
         "threads": options.threads,
         "python": platform.python_version(),
         "torch": torch.__version__,

@@ -35,7 +35,7 @@ import torch
 from scipy.ndimage import maximum_filter
 from skimage.segmentation import find_boundaries
 
-from benchmarks.engine_cpu import _processor
+from benchmarks.engine_cpu import processor
 from data.disk import InputError, atomic_write, read_image
 from data.nuscenes import NuScenes
 from data.superpixels import SuperpixelSettings, compute, save
@@ -126,7 +126,7 @@ def main() -> None:
     row = {
         "benchmark": "superpixels",
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "device": _processor(),
+        "device": processor(),
         "threads": 1,
         "python": platform.python_version(),
         "torch": torch.__version__,

@@ -190,5 +190,5 @@ def test_a_loss_that_is_no_number_is_kept_and_looked_at_again(command):
 
 def test_deterministic_runs_have_the_same_bits(command):
     for name in ("one", "two"):
-        finished(*PRETRAIN, f"--name={name}", "--deterministic", "--epochs=4")
+        finished(*PRETRAIN, f"--name={name}", "--deterministic", "--threads=2", "--epochs=4")
     assert_same("one", "two")
