@@ -46,8 +46,9 @@ class Checkpoints:
         Raises InputError if it is whole but no checkpoint: a checksum keeps off damage, not intent.
         """
         for path in self._found():
-            raw = path.read_bytes()
-            if hashlib.sha256(raw).hexdigest()[:16] == NAME.fullmatch(path.name)[3]:
+            with open(path, "rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            if digest[:16] == NAME.fullmatch(path.name)[3]:
                 return read_tensors(path)
             print(f"{path} is damaged and left out: its checksum is another", file=sys.stderr)
         return None
