@@ -4,6 +4,8 @@ import atexit
 import os
 import re
 import sys
+import time
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -21,10 +23,41 @@ def join(device: torch.device) -> None:
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or distributed.is_initialized():
         return
-    distributed.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+    store, own, processes = next(distributed.rendezvous("env://"))
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    distributed.init_process_group(backend, store=unused(store, own, processes), rank=own, world_size=processes)
     atexit.register(distributed.destroy_process_group)
     if rank():
         sys.stdout = open(os.devnull, "w")
+
+
+def unused(store: distributed.Store, own: int, processes: int) -> distributed.Store:
+    """A part of `store` that all `processes` agree on and nobody has used; `own` is this process's number.
+
+    torchrun restarts processes on one and the same store, in which the addresses of the dead still stand (PyTorch
+    issue 135712). How often it did is no name to agree on: each machine counts its own. So the first process makes a
+    name up and tells it only to those who ask now, under a word that each of them makes up: what earlier ones left is
+    answered too, and nobody hears it.
+
+    Raises TimeoutError if some process does not ask within the store's timeout.
+    """
+    word, limit = uuid.uuid4().hex, time.monotonic() + store.timeout.total_seconds()
+    if own:
+        store.set(f"question of {own}", word)
+        name = store.get(f"answer to {word}").decode()
+        store.set(f"{name} heard by {own}", "")
+        return distributed.PrefixStore(name, store)
+    silent = set(range(1, processes))
+    while silent:
+        for other in silent.copy():
+            if store.check([f"question of {other}"]):
+                store.set(f"answer to {store.get(f'question of {other}').decode()}", word)
+            if store.check([f"{word} heard by {other}"]):
+                silent.remove(other)
+        if time.monotonic() > limit:
+            raise TimeoutError(f"processes {sorted(silent)} of {processes} have not come within {store.timeout}")
+        time.sleep(0.01)
+    return distributed.PrefixStore(word, store)
 
 
 def rank() -> int:

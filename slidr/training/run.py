@@ -162,7 +162,7 @@ def _newest_cut_off(parent: Path, settings: config.WithRun) -> Path | None:
 
 
 def _lock(folder: Path):
-    """An open file, locked as long as it is open. Raises InputError if another process has it."""
+    """An open file, locked as long as it is open and this process lives. Raises InputError if another one has it."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         file = open(folder / "lock", "a+")
@@ -171,8 +171,8 @@ def _lock(folder: Path):
             f"cannot write {folder}: {error.strerror or error}; choose an --output that you can write to."
         ) from error
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the loader's workers, who outlive us, would inherit a flock
+    except (BlockingIOError, PermissionError):  # systems differ
         file.seek(0)
         raise InputError(
             f"{folder} is being written by another run ({file.read().strip() or 'unknown'}); choose another --name."

@@ -3,6 +3,8 @@
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -109,3 +111,21 @@ def test_alone_everything_is_as_it_is():
 
 if __name__ == "__main__":
     train(Path(sys.argv[1]))
+
+
+def test_processes_that_start_again_find_an_unused_part_of_the_store():
+    """What an earlier start left in the store, whole or cut off, is heard by nobody."""
+    store = torch.distributed.HashStore()
+
+    def start(processes: int, seconds: float = 10) -> list[torch.distributed.Store]:
+        store.set_timeout(timedelta(seconds=seconds))
+        with ThreadPoolExecutor(3) as pool:
+            return [part.result() for part in [pool.submit(distributed.unused, store, n, 3) for n in range(processes)]]
+
+    for value in ("first", "second"):
+        parts = start(3)
+        assert not any(part.check(["address"]) for part in parts)
+        parts[1].set("address", value)
+        assert {part.get("address") for part in parts} == {value.encode()}
+        with pytest.raises(TimeoutError, match=r"processes \[2\] of 3 have not come"):
+            start(2, 0.2)  # the third one's question of before still stands

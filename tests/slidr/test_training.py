@@ -5,6 +5,8 @@ import itertools
 import json
 import os
 import signal
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -277,11 +279,25 @@ def test_a_finished_run_and_one_that_was_cut_off_are_not_written_over(settings, 
         Run("linprobe", changed(settings, name=run.folder.name, resume=True))
 
 
-def test_two_runs_in_one_folder(settings):
-    first = Run("linprobe", settings)
-    with pytest.raises(InputError, match=f"is being written by another run .process {os.getpid()} on "):
-        Run("linprobe", changed(settings, resume=True))
-    first.finish("done")
+def test_two_runs_in_one_folder(tmp_path):
+    """The second is refused while the first one lives; the loader's workers, forked from it, may live on."""
+    values = {"output": str(tmp_path), "name": "run", "resume": True}
+    lines = [
+        "import os, time; from slidr import config; from slidr.training import Run",
+        f"run = Run('linprobe', config.validate(config.Linprobe, {values}))",
+        "worker = os.fork()",
+        "worker and print(worker, flush=True)",
+        "time.sleep(60)",
+    ]
+    first = subprocess.Popen([sys.executable, "-c", "\n".join(lines)], stdout=subprocess.PIPE, text=True)
+    worker = int(first.stdout.readline())
+    settings = config.validate(config.Linprobe, values)
+    with pytest.raises(InputError, match=f"is being written by another run .process {first.pid} on "):
+        Run("linprobe", settings)
+    first.kill()
+    first.wait()
+    assert Run("linprobe", settings).goes_on
+    os.kill(worker, signal.SIGKILL)
 
 
 # Checkpoints
