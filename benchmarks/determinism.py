@@ -8,9 +8,7 @@ whether the parameters have the same bits, and the seconds a run trained. Writes
 """
 
 import argparse
-import datetime
 import json
-import platform
 import statistics
 import subprocess
 import sys
@@ -18,6 +16,8 @@ import tempfile
 from pathlib import Path
 
 import torch
+
+from benchmarks import record
 
 ROOT = Path(__file__).parents[1]
 
@@ -30,13 +30,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", default="auto")
     options = parser.parse_args()
-    row = {
-        "benchmark": "determinism",
-        "date": datetime.date.today().isoformat(),
-        "device": f"{platform.processor() or platform.machine()}, {options.threads} threads, --device {options.device}",
-        "torch": torch.__version__,
-        "runs": options.runs,
-    }
+    row = {"runs": options.runs, "threads": options.threads}
     with tempfile.TemporaryDirectory() as folder:
         world = ["--root", f"{folder}/world"]
         _run(folder, "synth", *world, "--layout=nuscenes", "--train_scenes=4", "--val_scenes=1")
@@ -50,9 +44,7 @@ def main() -> None:
             seconds = statistics.median(seconds for _, _, seconds in found)
             print(f"| {way} | {spread:.1e} | {'yes' if same else 'no'} | {seconds:.1f} |", flush=True)
             row[way] = {"loss_spread": spread, "same_parameters": same, "seconds": round(seconds, 1)}
-    path = ROOT / "benchmarks" / "results" / "determinism.json"
-    path.write_text(json.dumps(row, indent=1) + "\n")
-    print(f"\nwritten: {path.relative_to(ROOT)}")
+    record.write("determinism", row, options.device)
 
 
 def _pretrain(folder: str, name: str, options: argparse.Namespace, *words: str) -> tuple[list[float], dict, float]:

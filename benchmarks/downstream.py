@@ -8,21 +8,18 @@ writes a JSON row under benchmarks/results/.
 """
 
 import argparse
-import datetime
-import json
 import multiprocessing
-import platform
 import resource
 import sys
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
 from itertools import islice
-from pathlib import Path
 
 import torch
 
-from data.disk import InputError, atomic_write
+from benchmarks import record
+from data.disk import InputError
 from data.frame import Batch
 from slidr import config
 from slidr.downstream import infer, open_labelled, segmentation_loader, starting_student
@@ -97,8 +94,8 @@ def measure(dataset: str, root: str, split: str, options: argparse.Namespace) ->
 
     probing = sgd(settings, linprobe.parameter_groups(student, settings))
     fine_tuning = sgd(settings, fewshot.parameter_groups(student, settings))
-    val_loader = segmentation_loader(settings, reader, batch=1, augment=False, shuffle=False)
-    loader = segmentation_loader(settings, reader, options.batch, augment=True, shuffle=True)
+    val_loader = segmentation_loader(settings, device, reader, batch=1, augment=False, shuffle=False)
+    loader = segmentation_loader(settings, device, reader, options.batch, augment=True, shuffle=True)
     result = {"validation_frame": timed(forever(val_loader), validation_frame, options.steps, device)}
     result["probing_step"] = timed(forever(loader), probing_step, options.steps, device)
     student.train()
@@ -118,19 +115,9 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     options = parser.parse_args()
     sets = {"kitti": (options.kitti, "val"), "nuscenes": (options.nuscenes, "all")}
-    row = {
-        "benchmark": "downstream",
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "processor": platform.processor() or platform.machine(),
-        "device": torch.cuda.get_device_name() if options.device != "cpu" and torch.cuda.is_available() else "cpu",
-        "threads": options.threads,
-        "batch": options.batch,
-        "steps": options.steps,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "sets": {},
-    }
-    print(f"Res16UNet34C on {row['device']} ({row['processor']}, {options.threads} thread(s)), batch {options.batch}\n")
+    row = {"threads": options.threads, "batch": options.batch, "steps": options.steps, "sets": {}}
+    device = record.device_name(options.device)
+    print(f"Res16UNet34C on {device}, {options.threads} CPU thread(s), batch {options.batch}\n")
     print("| data set | voxels a frame | what | seconds | waiting for data | peak memory (GiB) |\n|" + "---|" * 6)
     for dataset, (root, split) in sets.items():
         if root is None:
@@ -147,10 +134,7 @@ def main() -> None:
                 f"{t['waiting']:.1%} | {t['peak_gib']:.2f} |",
                 flush=True,
             )
-    path = Path("benchmarks/results/downstream.json")
-    with atomic_write(path) as temporary:
-        temporary.write_text(json.dumps(row, indent=1) + "\n")
-    print(f"\nwritten: {path}")
+    record.write("downstream", row, options.device)
 
 
 if __name__ == "__main__":

@@ -9,11 +9,8 @@ Prints a table and writes a JSON row under benchmarks/results/.
 """
 
 import argparse
-import datetime
 import gc
-import json
 import multiprocessing
-import platform
 import sys
 import time
 from functools import partial
@@ -22,8 +19,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks import peers
-from data.disk import InputError, atomic_write
+from benchmarks import peers, record
+from data.disk import InputError
 from slidr.minkunet import MinkUNet
 from triton_kernels import SparseConv3d, SparseConvTranspose3d, SparseTensor, backend
 
@@ -146,19 +143,9 @@ def main() -> None:
     except InputError as error:
         sys.exit(f"engine_cpu.py: {error}")
     network = MinkUNet(64, normalize=True)
-    now = datetime.datetime.now(datetime.UTC)
-    row = {
-        "benchmark": "engine_cpu",
-        "date": now.isoformat(timespec="seconds"),
-        "device": processor(),
-        "threads": arguments.threads,
-        "precision": arguments.precision,
-        "repeats": arguments.repeats,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "scans": {},
-    }
-    print(f"Res16UNet34C, forward + backward, {arguments.threads} thread(s) of {row['device']}, {arguments.precision}")
+    row = {"precision": arguments.precision, "repeats": arguments.repeats, "scans": {}}
+    machine = f"{arguments.threads} thread(s) of {record.processor()}"
+    print(f"Res16UNet34C, forward + backward, {machine}, {arguments.precision}")
     print(f"{backend.describe(torch.device('cpu'))}, torch {torch.__version__}\n")
     print("| scans | voxels | GFLOP | way | seconds | to dense | peak memory |\n|---|---|---|---|---|---|---|")
     for scans in (1, 2):
@@ -175,19 +162,7 @@ def main() -> None:
             cells = (scans, f"{r['voxels']:,}", r["gflop"], name, f"{took:.2f}", f"{r['to_dense'][name]:.2f}", memory)
             print("| " + " | ".join(map(str, cells)) + " |", flush=True)
         row["scans"][scans] = r
-    path = Path(f"benchmarks/results/engine_cpu{'_bf16' * (arguments.precision == 'bf16')}.json")
-    with atomic_write(path) as temporary:
-        temporary.write_text(json.dumps(row, indent=1) + "\n")
-    print(f"\nwritten: {path}")
-
-
-def processor() -> str:
-    """The processor's name where Linux tells it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+    record.write("engine_cpu" + "_bf16" * (arguments.precision == "bf16"), row)
 
 
 if __name__ == "__main__":

@@ -8,17 +8,14 @@ of each in log-log: 1 is linear. Ends with one 128-beam scan of ten sweeps. Size
 """
 
 import argparse
-import datetime
-import json
 import math
-import platform
 import time
 from pathlib import Path
 
 import torch
 
+from benchmarks import record
 from benchmarks.engine_cpu import resident
-from data.disk import atomic_write
 from triton_kernels import CylindricalGrid, SparseConv3d, SparseTensor, voxelize
 
 STAGES = ("voxelize", "maps", "forward", "backward")
@@ -120,24 +117,15 @@ def main() -> None:
             continue
         rows.append(measure(*batch_of(points), device))
         print(_line(rows[-1]), flush=True)
-    slopes = {stage: round(_slope(rows[2:], stage), 2) for stage in STAGES} if len(rows) > 3 else {}
-    print(f"\nslopes from {rows[2]['voxels']:,} voxels on, 1 is linear: {slopes}")
+    slopes = {}
+    if len(rows) > 3:
+        slopes = {stage: round(_slope(rows[2:], stage), 2) for stage in STAGES}
+        print(f"\nslopes from {rows[2]['voxels']:,} voxels on, 1 is linear: {slopes}")
     dense = scan(128, 2048, sweeps=10)
-    rows.append(measure(dense, torch.zeros(len(dense), dtype=torch.int64), device))
-    print("\n128 beams, ten sweeps:\n" + _line(rows[-1]))
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
-    record = {
-        "benchmark": "engine_scaling",
-        "date": datetime.date.today().isoformat(),
-        "device": f"{name}, {options.threads} CPU thread(s)",
-        "torch": torch.__version__,
-        "slopes": slopes,
-        "rows": rows,
-    }
-    path = Path(f"benchmarks/results/engine_scaling_{device.type}.json")
-    with atomic_write(path) as temporary:
-        temporary.write_text(json.dumps(record, indent=1) + "\n")
-    print(f"\nwritten: {path}")
+    if len(dense) <= options.largest:
+        rows.append(measure(dense, torch.zeros(len(dense), dtype=torch.int64), device))
+        print("\n128 beams, ten sweeps:\n" + _line(rows[-1]))
+    record.write(f"engine_scaling_{device.type}", {"slopes": slopes, "rows": rows}, device)
 
 
 def _line(row: dict) -> str:

@@ -11,11 +11,8 @@ JSON row under benchmarks/results/.
 """
 
 import argparse
-import datetime
-import json
 import math
 import os
-import platform
 import resource
 import time
 from collections import Counter
@@ -27,10 +24,9 @@ from unittest.mock import patch
 
 import torch
 
-from benchmarks.engine_cpu import processor
+from benchmarks import record
 from data import augment, loading, nuscenes, projection
 from data.augment import AugmentSettings
-from data.disk import atomic_write
 from data.frame import Reader
 from data.loading import Loader, make_loader, select
 from data.superpixels import SuperpixelSettings, compute_all
@@ -134,13 +130,7 @@ def main() -> None:
         for step in options.step_seconds
     }
     row = {
-        "benchmark": "loader",
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "device": processor(),
         "cores": os.cpu_count(),
-        "load_average": os.getloadavg()[0],
-        "python": platform.python_version(),
-        "torch": torch.__version__,
         "frames": options.frames,
         "different_frames": min(len(split), options.frames),
         "batch": options.batch,
@@ -149,7 +139,7 @@ def main() -> None:
         "workers": rates,
         "workers_needed": {"frames": options.step_frames, "step_seconds": needed},
     }
-    print(f"{options.frames} frames of {points:,.0f} points and six images, on {row['device']}\n")
+    print(f"{options.frames} frames of {points:,.0f} points and six images, on {record.processor()}\n")
     print(f"{'CPU ms a frame, one thread':<28}{'whole images':>14}{'image_shrink 2':>16}")
     for part in costs[1]:
         print(f"{part:<28}{1000 * costs[1][part]:14.1f}{1000 * costs[2][part]:16.1f}")
@@ -157,15 +147,12 @@ def main() -> None:
     print("\nworkers   frames a second   CPU ms a frame")
     for workers, rate in rates.items():
         print(f"{workers:7}{rate['frames_per_second']:18.2f}{1000 * rate['cpu_seconds']:17.1f}")
-    print(f"(by the clock, {row['cores']} cores, load average at the end {row['load_average']:.1f})")
+    print(f"(by the clock, {row['cores']} cores, load average at the end {os.getloadavg()[0]:.1f})")
     print(f"\nworkers = {options.step_frames} frames x CPU seconds a frame / seconds a step, rounded up")
     print("seconds a step   whole images   image_shrink 2")
     for step, workers in needed.items():
         print(f"{step:14g}{workers[1]:15}{workers[2]:17}")
-    path = Path("benchmarks/results/loader.json")
-    with atomic_write(path) as temporary:
-        temporary.write_text(json.dumps(row, indent=1) + "\n")
-    print(f"written: {path}")
+    record.write("loader", row)
 
 
 if __name__ == "__main__":

@@ -9,9 +9,6 @@ Both in one run, on the same random features; prints a table and writes a JSON r
 """
 
 import argparse
-import datetime
-import json
-import platform
 import resource
 import time
 from collections.abc import Callable
@@ -20,8 +17,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from benchmarks.engine_cpu import processor
-from data.disk import atomic_write
+from benchmarks import record
 from data.frame import Pairs
 from slidr.losses import infonce
 from slidr.pooling import POOLING_BACKEND, mean_by_id, pool_superpixels
@@ -93,12 +89,6 @@ def main() -> None:
     after, before = (measure(pool, inputs, options.repeats) for pool in (pool_superpixels, full_map))
     a, b = after.pop("gradient"), before.pop("gradient")
     row = {
-        "benchmark": "objective",
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else processor(),
-        "threads": options.threads,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
         "pooling": POOLING_BACKEND,
         "frames": options.frames,
         "full_map": before,
@@ -106,15 +96,13 @@ def main() -> None:
         "loss_difference": abs(after["loss"] - before["loss"]),
         "gradient_difference": float((a - b).norm() / b.norm()),
     }
-    print(f"objective of {options.frames} frames, forward + backward, on {row['device']}, {POOLING_BACKEND}\n")
+    machine = record.device_name(device)
+    print(f"objective of {options.frames} frames, forward + backward, on {machine}, {POOLING_BACKEND}\n")
     print("                     peak GiB   seconds")
     for name, r in (("full-resolution map", before), ("fused", after)):
         print(f"{name:<20} {r['peak_gib']:8.2f} {r['seconds']:9.3f}")
     print(f"\nloss {row['loss_difference']:.1e} apart, gradients {row['gradient_difference']:.1e} (relative)")
-    path = Path(f"benchmarks/results/objective_{device.type}.json")
-    with atomic_write(path) as temporary:
-        temporary.write_text(json.dumps(row, indent=1) + "\n")
-    print(f"written: {path}")
+    record.write(f"objective_{device.type}", row, device)
 
 
 if __name__ == "__main__":

@@ -1,25 +1,26 @@
 """Does pretraining help on real frames? SemanticKITTI frames, pretrained against random, several seeds.
 
     python -m benchmarks.real_frames --root FOLDER --teacher_weights vits14.pth [--seeds 3]
-    python -m benchmarks.real_frames --root FOLDER --overfit
+    python -m benchmarks.real_frames --root FOLDER --overfit [--overfit_pct 3] [--overfit_epochs 400]
 
 Each seed pretrains a small network on the train sequences, then probes and fine-tunes it and a random one, scored on
 sequence 08. Prints a Markdown table and writes it as a JSON row. A sanity run, not a benchmark: a few frames, a small
-network, few steps. With --overfit it asks instead whether fine-tuning learns the train frames by heart, as it must.
+network, few steps. With --overfit it asks instead whether fine-tuning learns the train frames by heart, as it must
+(`torchrun --nproc_per_node=2 -m benchmarks.real_frames` does that on two cores).
 """
 
 import argparse
 import datetime
 import json
-import platform
 import time
 from pathlib import Path
 
 import numpy as np
-import torch
 
+from benchmarks import record
 from slidr import config
 from slidr.stages import evaluate, fewshot, linprobe, pretrain
+from slidr.training import distributed
 
 STUDENT = {"architecture": "res16unet14c", "width": 0.5, "voxel_size": [0.2, 1.0, 0.2]}
 
@@ -72,26 +73,34 @@ def main() -> None:
 
 
 def overfit(options: argparse.Namespace) -> None:
-    """Fine-tune a random network on some train frames, un-augmented, and score those very frames: print the mIoU."""
-    began = time.monotonic()
+    """Fine-tune a random network on some train frames, un-augmented, and score those very frames: print the mIoU.
+
+    The same command again goes on with what was cut off.
+    """
     common = {"dataset": "kitti", "root": options.root, "output": options.output, "workers": 1, "pictures": 1}
-    common["name"] = f"overfit-{datetime.datetime.now():%H%M%S}"
+    common["name"] = f"overfit-{options.overfit_pct:g}pct-{options.overfit_epochs}epochs"
     tune = {
-        "weights": "random", "pct": options.overfit_pct, "epochs": options.overfit_epochs, "batch": 3, "lr": 0.2,
-        "lr_head": 0.3, "bn_momentum": 0.1, "augment": False, "validate_every": options.overfit_epochs,
+        "weights": "random", "pct": options.overfit_pct, "epochs": options.overfit_epochs, "batch": 2, "lr": 0.2,
+        "lr_head": 0.3, "augment": False, "validate_every": options.overfit_epochs, "resume": True,
     }  # fmt: skip
-    tuned = fewshot.run(config.validate(config.Fewshot, common | STUDENT | tune))["folder"]
+    tuned = Path(options.output) / "fewshot" / common["name"]
+    if not (tuned / "report.md").exists():
+        fewshot.run(config.validate(config.Fewshot, common | STUDENT | tune))
     seen = {"weights": str(tuned / "model.pt"), "split": "train", "subset": tuned / "subset.txt"}
     scores = evaluate.run(config.validate(config.Evaluate, common | seen))["scores"]
-    minutes = (time.monotonic() - began) / 60
-    print(f"mIoU on the frames trained on: {100 * scores['miou']:.1f} % after {minutes:.0f} minutes")
-    _write(
-        "real_frames_overfit",
-        frames_pct=options.overfit_pct,
-        epochs=options.overfit_epochs,
-        minutes=round(minutes, 1),
-        miou=100 * scores["miou"],
-    )
+    rows = [json.loads(line) for line in (tuned / "metrics.jsonl").read_text().splitlines()]
+    print(f"mIoU on the frames trained on: {100 * scores['miou']:.1f} %")
+    if distributed.rank() == 0:
+        numbers = {
+            "processes": distributed.world(),
+            "frames_pct": options.overfit_pct,
+            "epochs": options.overfit_epochs,
+            "loss": [row["loss"] for row in rows if "loss" in row][-1],
+            "frames_per_second": float(np.median([row["frames_per_second"] for row in rows if "loss" in row])),
+            "miou": 100 * scores["miou"],
+            "miou_unseen": 100 * [row["val_miou"] for row in rows if "val_miou" in row][-1],
+        }
+        record.write("real_frames_overfit", numbers, "auto")
 
 
 def _report(scores: dict, losses: list, began: float) -> None:
@@ -104,20 +113,7 @@ def _report(scores: dict, losses: list, began: float) -> None:
     minutes = (time.monotonic() - began) / 60
     print(f"\n{seeds} seeds, {minutes:.0f} minutes; pretraining loss (first, last): {losses}", flush=True)
     miou = {f"{task}, {start}": values for (task, start), values in scores.items()}
-    _write("real_frames", minutes=round(minutes, 1), losses=losses, miou=miou)
-
-
-def _write(benchmark: str, **numbers: object) -> None:
-    """One row under benchmarks/results/."""
-    row = {
-        "benchmark": benchmark,
-        "date": datetime.date.today().isoformat(),
-        "device": f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads",
-        "torch": torch.__version__,
-    }
-    folder = Path("benchmarks/results")
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{benchmark}.json").write_text(json.dumps(row | numbers, indent=1) + "\n")
+    record.write("real_frames", {"minutes": round(minutes, 1), "losses": losses, "miou": miou}, "auto")
 
 
 if __name__ == "__main__":

@@ -21,9 +21,6 @@ Prints a table and writes a JSON row under benchmarks/results/.
 """
 
 import argparse
-import datetime
-import json
-import platform
 import tempfile
 import time
 from dataclasses import replace
@@ -35,8 +32,8 @@ import torch
 from scipy.ndimage import maximum_filter
 from skimage.segmentation import find_boundaries
 
-from benchmarks.engine_cpu import processor
-from data.disk import InputError, atomic_write, read_image
+from benchmarks import record
+from data.disk import InputError, read_image
 from data.nuscenes import NuScenes
 from data.superpixels import SuperpixelSettings, compute, save
 
@@ -123,28 +120,14 @@ def main() -> None:
     except InputError as error:
         raise SystemExit(f"superpixels: {error}") from error
     results = measure(files)
-    row = {
-        "benchmark": "superpixels",
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "device": processor(),
-        "threads": 1,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "scikit-image": skimage.__version__,
-        "images": len(files),
-        "results": results,
-    }
-    print(f"superpixels of {len(files)} images, one core of {row['device']}; recall within {TOLERANCE} pixels\n")
+    print(f"superpixels of {len(files)} images, one core of {record.processor()}; recall within {TOLERANCE} pixels\n")
     print(f"| | images/s | CPU-hours for {ALL_IMAGES:,} | superpixels | boundary recall | ASA | under-segmentation |")
     print("|---|---|---|---|---|---|---|")
     for name, r in results.items():
         speed = f"{1 / r['seconds']:.2f} | {r['cpu_hours']:.1f}" if name in WAYS else "– | –"
         figures = [f"{r[key]:.3f}" for key in ("boundary_recall", "achievable_accuracy", "under_segmentation")]
         print(f"| {name} | {speed} | {r['superpixels']:.0f} | {' | '.join(figures)} |")
-    path = Path("benchmarks/results/superpixels.json")
-    with atomic_write(path) as temporary:
-        temporary.write_text(json.dumps(row, indent=1) + "\n")
-    print(f"written: {path}")
+    record.write("superpixels", {"scikit-image": skimage.__version__, "images": len(files), "results": results})
 
 
 if __name__ == "__main__":
