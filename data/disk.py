@@ -226,11 +226,11 @@ def _opened(path: str | Path) -> Iterator[Image.Image]:
         raise InputError(f"cannot decode the image {path} ({error}); download it again.") from error
 
 
-def packed(content: dict) -> memoryview:
+def packed(content: dict) -> bytes:
     """What torch.save makes of a dictionary. In memory first: torch's own writing to a full disk ends in riddles."""
     buffer = io.BytesIO()
     torch.save(content, buffer)
-    return buffer.getbuffer()
+    return buffer.getvalue()  # no copy; getbuffer()'s view in a traceback crashes Python 3.12's garbage collector
 
 
 def write_tensors(path: str | Path, content: dict) -> None:
