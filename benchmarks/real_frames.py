@@ -1,7 +1,7 @@
 """Does pretraining help on real frames? SemanticKITTI frames, pretrained against random, several seeds.
 
     python -m benchmarks.real_frames --root FOLDER --teacher_weights vits14.pth [--seeds 3]
-    python -m benchmarks.real_frames --root FOLDER --overfit [--overfit_pct 3] [--overfit_epochs 400]
+    python -m benchmarks.real_frames --root FOLDER --overfit [--overfit_pct 100] [--overfit_epochs 230]
 
 Each seed pretrains a small network on the train sequences, then probes and fine-tunes it and a random one, scored on
 sequence 08. Prints a Markdown table and writes it as a JSON row. A sanity run, not a benchmark: a few frames, a small
@@ -30,8 +30,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--root", required=True, help="folder that holds dataset/sequences")
     parser.add_argument("--overfit", action="store_true", help="instead: fine-tune and score on the same train frames")
-    parser.add_argument("--overfit_pct", type=float, default=3, help="per cent of the train frames to learn by heart")
-    parser.add_argument("--overfit_epochs", type=int, default=400, help="passes over them")
+    parser.add_argument("--overfit_pct", type=float, default=100, help="per cent of the train frames to learn by heart")
+    parser.add_argument("--overfit_epochs", type=int, default=230, help="passes over them")
     parser.add_argument("--teacher_weights", help="a ViT-S/14 in DINOv2's layout")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=14, help="of pretraining")
