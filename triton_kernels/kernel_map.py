@@ -29,7 +29,7 @@ from triton_kernels.coordinates import (
 )
 from triton_kernels.hash_table import HashTable, distinct, find, first_rows
 
-BLOCK = 8192  # rows that torch writes at once: enough for products at full speed, few enough for the processor's cache
+BLOCK = 4096  # rows that torch writes at once: enough for products at full speed, few enough for the processor's cache
 SORTABLE = 62  # offsets that fit a row's bit mask; larger kernels keep their rows unsorted
 
 

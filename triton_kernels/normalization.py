@@ -15,7 +15,7 @@ import triton.language as tl
 from triton_kernels.backend import UNSPECIALIZED, uses_triton
 from triton_kernels.convolution import library
 
-ROWS = 1024  # rows a block: in torch small enough to stay in the processor's cache from one operation to the next
+VALUES = 2**18  # a block's, in torch: few enough for the processor's cache, enough to outweigh the calls
 ROWS_TRITON = 32
 
 
@@ -100,15 +100,14 @@ def _normalize(x, weight, bias, residual, eps, relu, group=None):
             RESIDUAL=residual is not None, RELU=relu, ROWS=ROWS_TRITON, COLUMNS=columns,
         )  # fmt: skip
         return out, mean, variance, unbiased
-    for at in range(0, len(x), ROWS):
-        rows = slice(at, at + ROWS)
-        block = torch.addcmul(shift, x[rows].to(shift.dtype), scale)
+    for values, other, y in _blocks(x, x if residual is None else residual, out):
+        block = torch.addcmul(shift, values.to(wide), scale)
         if residual is not None:
-            block += residual[rows]
+            block += other
         if relu:
-            torch.clamp_min(block.to(x.dtype), 0, out=out[rows])
+            torch.ops.aten.threshold.out(block, 0, 0, out=y)  # clamp_min writes no halves
         else:
-            out[rows] = block
+            y.copy_(block)
     return out, mean, variance, unbiased
 
 
@@ -129,20 +128,20 @@ def _normalize_backward(grad, x, mean, variance, weight, bias, y, eps, relu, wit
         )
         own = sums.double().sum(1)
     else:
-        blocks = [slice(at, at + ROWS) for at in range(0, voxels, ROWS)]
-
         kept = grad_residual if with_residual else grad_x if relu else grad  # the gradient behind the ReLU, exactly
-        sums = x.new_empty(2, len(blocks), x.shape[1], dtype=wide)
-        for i, rows in enumerate(blocks):
-            g, values = grad[rows].to(wide), x[rows].to(wide)
+        blocks = _blocks(grad, x, x if y is None else y, kept)
+        sums = x.new_empty(len(blocks), 2, x.shape[1], dtype=wide)
+        for (g, values, active, masked), (of_grad, of_product) in zip(blocks, sums, strict=True):
+            values = values.to(wide)
             if relu:
-                active = torch.addcmul(shift, values, scale) if y is None else y[rows].to(wide)
-                g = torch.ops.aten.threshold_backward(g, active, 0)
-            if kept is not grad:
-                kept[rows] = g
-            torch.sum(g, 0, out=sums[0, i])
-            torch.sum((values - mean).mul_(g), 0, out=sums[1, i])
-        own = sums.double().sum(1)
+                active = torch.addcmul(shift, values, scale) if y is None else active
+                torch.ops.aten.threshold_backward.grad_input(g, active, 0, grad_input=masked)
+            elif with_residual:
+                masked.copy_(g)
+            g = masked.to(wide)
+            torch.sum(g, 0, out=of_grad)
+            torch.sum((values - mean).mul_(g), 0, out=of_product)
+        own = sums.double().sum(0)
         own[1] *= reciprocal
     total, count = (own, voxels) if group is None else _summed(own, voxels, group)
     # d unit / d x takes the mean, and the component along `unit`, out of the gradient
@@ -156,9 +155,8 @@ def _normalize_backward(grad, x, mean, variance, weight, bias, y, eps, relu, wit
         )  # fmt: skip
     else:
         along, constant = along * scale, constant * scale
-        for rows in blocks:
-            g = torch.addcmul(constant, x[rows].to(wide), along)
-            grad_x[rows] = g.addcmul_(kept[rows].to(wide), scale)
+        for values, g, result in _blocks(x, kept, grad_x):
+            torch.addcmul(torch.addcmul(constant, values.to(wide), along), g.to(wide), scale, out=result)
     return grad_x, own[1].to(weight.dtype), own[0].to(bias.dtype), grad_residual
 
 
@@ -210,14 +208,23 @@ def _summed(sums, voxels, group):
     return total[:-1].view_as(sums), total[-1]
 
 
+def _rows(x):
+    """Rows a block, in torch."""
+    return max(VALUES // x.shape[1], 1)
+
+
+def _blocks(*features):
+    """The blocks of several `[V, C]`, side by side."""
+    return list(zip(*(f.split(_rows(f)) for f in features), strict=True)) if len(features[0]) else []
+
+
 def _statistics(x):
-    wide = torch.promote_types(x.dtype, torch.float32)
-    blocks = [x[at : at + ROWS] for at in range(0, len(x), ROWS)]
+    wide, blocks = torch.promote_types(x.dtype, torch.float32), _blocks(x)
     means, squares = x.new_empty(2, len(blocks), x.shape[1], dtype=wide)
-    for i, block in enumerate(blocks):
-        torch.mean(block, 0, dtype=wide, out=means[i])
-        torch.sum((block - means[i]).square_(), 0, out=squares[i])  # centred before it is squared: no cancellation
-    return _combine_blocks(means, squares, ROWS, len(x))
+    for (block,), mean, square in zip(blocks, means, squares, strict=True):
+        torch.mean(block, 0, dtype=wide, out=mean)
+        torch.sum((block - mean).square_(), 0, out=square)  # centred before it is squared: no cancellation
+    return _combine_blocks(means, squares, _rows(x), len(x))
 
 
 def _grid(x):
