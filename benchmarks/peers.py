@@ -26,12 +26,11 @@ def plain_norm(norm: BatchNorm, x, residual=None, relu: bool = False):
 
 def gather_multiply_scatter(x, weight, kernel_map, transposed=False):
     """What one writes first: one gather, product and scatter per kernel offset, gradients by autograd."""
-    m = kernel_map.coarse
-    rows_in, rows_out, n_out = m.read, m.written, len(m.starts) - 1
+    ks, rows_in, rows_out = kernel_map.listed().T
+    side = kernel_map.fine if transposed else kernel_map.coarse
     if transposed:
-        rows_in, rows_out, n_out = m.written, m.read, len(kernel_map.fine.starts) - 1
-    out = x.new_zeros(n_out, weight.shape[2])
-    ks = torch.repeat_interleave(torch.arange(len(m.counts)) % len(weight), torch.tensor(m.counts))
+        rows_in, rows_out = rows_out, rows_in
+    out = x.new_zeros(len(side.starts) - 1, weight.shape[2])
     for k in range(len(weight)):
         mine = ks == k
         out = out.index_add(0, rows_out[mine], x[rows_in[mine]] @ weight[k])

@@ -37,7 +37,9 @@ class _PairConvolution(torch.autograd.Function):
         ctx.save_for_backward(x, weight)
         ctx.map, ctx.transposed = m, transposed
         s, mirror = _side(m, to_fine=transposed)
-        return torch.ops.triton_kernels.convolve_pairs(x, weight, s.read, s.order, s.starts, s.counts, mirror)
+        return torch.ops.triton_kernels.convolve_pairs(
+            x.contiguous(), weight, s.read, s.order, s.starts, s.counts, m.fine is None, mirror
+        )
 
     @staticmethod
     def backward(ctx, grad):
@@ -45,7 +47,18 @@ class _PairConvolution(torch.autograd.Function):
         for_x, for_weight = ctx.needs_input_grad[:2]
         s, mirror = _side(ctx.map, to_fine=not ctx.transposed)
         grad_x, grad_weight = torch.ops.triton_kernels.convolve_pairs_backward(
-            grad, x, weight, s.read, s.written, s.order, s.starts, s.counts, mirror, for_x, for_weight
+            grad,
+            x,
+            weight,
+            s.read,
+            s.written,
+            s.order,
+            s.starts,
+            s.counts,
+            ctx.map.fine is None,
+            mirror,
+            for_x,
+            for_weight,
         )
         return grad_x if for_x else None, grad_weight if for_weight else None, None, None
 
@@ -93,12 +106,12 @@ def _tiles(x: torch.Tensor, weight: torch.Tensor, m: Tiles, to_fine: bool, trans
 
 
 library.define(
-    "convolve_pairs(Tensor x, Tensor weight, Tensor read, Tensor order, Tensor starts, int[] counts, bool mirror)"
-    " -> Tensor"
+    "convolve_pairs(Tensor x, Tensor weight, Tensor read, Tensor order, Tensor starts, int[] counts, bool same,"
+    " bool mirror) -> Tensor"
 )
 library.define(
     "convolve_pairs_backward(Tensor grad, Tensor x, Tensor weight, Tensor read, Tensor written, Tensor order,"
-    " Tensor starts, int[] counts, bool mirror, bool for_x, bool for_weight) -> (Tensor, Tensor)"
+    " Tensor starts, int[] counts, bool same, bool mirror, bool for_x, bool for_weight) -> (Tensor, Tensor)"
 )
 library.define(
     "convolve_tiles(Tensor x, Tensor weight, Tensor order, Tensor table, Tensor lists, Tensor counts, int height,"
@@ -131,70 +144,82 @@ def _gatherer(source: torch.Tensor, counts: list[int]):
     return gather
 
 
-def _blocks(counts: list[int], volume: int) -> list[tuple[slice, list[tuple[int, slice]]]]:
-    """Of each block of rows: which are its pairs, and which are those of each offset that occurs."""
-    ends = [0, *itertools.accumulate(counts)]
+def _blocks(counts: list[int], volume: int, *rows: torch.Tensor) -> list[list[tuple[int, ...]]]:
+    """Of each block: (k, its part of each of the `rows` of the pairs) for each offset k that occurs in it."""
+    parts = list(zip(*(r.split(counts) for r in rows), strict=True))  # one call, not one a product
     return [
-        (
-            slice(ends[i], ends[i + volume]),
-            [(k, slice(ends[i + k], ends[i + k + 1])) for k in range(volume) if counts[i + k]],
-        )
+        [(k, *part) for k, part in enumerate(parts[i : i + volume]) if len(part[0])]
         for i in range(0, len(counts), volume)
     ]
 
 
-def _multiply(x, matrices, read, order, starts, counts, seen=None):
-    """Sums `[n, C']` of the pairs' x[read] @ matrices[k]. `seen(k, pairs, x[read[pairs]])` is called for each product.
+def _multiply(x, matrices, order, starts, counts, blocks, same, seen=None):
+    """Sums `[n, C']` of the pairs' x[read] @ matrices[k]. `seen(k, written, x[read])` is called for each product.
 
     The products of a block stand in memory until each row's are added up, all at once and in float32 at least: adding
-    them to the rows offset by offset takes longer.
+    them to the rows offset by offset takes longer. If the rows read are the `same` as those written, the offset in the
+    middle reads each row itself: a product without gathering, added last.
     """
-    blocks, gather = _blocks(counts, len(matrices)), _gatherer(x, counts)
+    volume, gather = len(matrices), _gatherer(x, counts)
     out = x.new_empty(len(starts) - 1, matrices[0].shape[1])
+    pairs = [sum(counts[i : i + volume]) for i in range(0, len(counts), volume)]
     # what the padding of a product writes, the next product overwrites
-    ends = (p.start - block.start + _padded(p.stop - p.start, x.dtype) for block, offsets in blocks for _, p in offsets)
-    products = x.new_empty(max(ends, default=0), out.shape[1])
-    for at, (block, offsets) in zip(range(0, len(out), BLOCK), blocks, strict=False):
-        for k, pairs in offsets:
-            gathered, place = gather(read[pairs]), pairs.start - block.start
-            torch.mm(gathered, matrices[k], out=products[place : place + len(gathered)])
+    padding = max((_padded(count, x.dtype) - count for count in counts), default=0)
+    products = x.new_empty(max(pairs, default=0) + padding, out.shape[1])
+    begin = 0
+    for at, block, places in zip(range(0, len(out), BLOCK), blocks, order.split(pairs), strict=False):
+        rows, end = slice(at, at + BLOCK), 0
+        for k, read, *written in block:
+            gathered = gather(read)
+            torch.mm(gathered, matrices[k], out=products[end : end + len(gathered)])
+            end += len(read)
             if seen is not None:
-                seen(k, pairs, gathered)
-        begin = starts[at : at + BLOCK + 1] - block.start
-        out[at : at + BLOCK] = torch.embedding_bag(products, order[block], begin, mode=SUM, include_last_offset=True)[0]
+                seen(k, *written, gathered)
+        bags = starts[at : at + BLOCK + 1] - begin
+        begin += end
+        total = torch.embedding_bag(products, places, bags, mode=SUM, include_last_offset=True)[0]
+        if same:
+            torch.addmm(total, x[rows], matrices[volume // 2], out=out[rows])
+        else:
+            out[rows] = total
     return out
 
 
 @torch.library.impl(library, "convolve_pairs", "CompositeExplicitAutograd")
-def _convolve_pairs(x, weight, read, order, starts, counts, mirror):
+def _convolve_pairs(x, weight, read, order, starts, counts, same, mirror):
     matrices = weight.to(x.dtype).unbind()
-    return _multiply(x, matrices[::-1] if mirror else matrices, read, order, starts, counts)
+    blocks = _blocks(counts, len(weight), read)
+    return _multiply(x, matrices[::-1] if mirror else matrices, order, starts, counts, blocks, same)
 
 
 @torch.library.impl(library, "convolve_pairs_backward", "CompositeExplicitAutograd")
-def _convolve_pairs_backward(grad, x, weight, read, written, order, starts, counts, mirror, for_x, for_weight):
+def _convolve_pairs_backward(grad, x, weight, read, written, order, starts, counts, same, mirror, for_x, for_weight):
     grad, wide = grad.contiguous(), torch.promote_types(x.dtype, torch.float32)
     matrices = weight.to(x.dtype).transpose(1, 2).unbind()
     grad_weight = torch.zeros_like(weight if for_weight else weight[:0], dtype=wide)
     totals, gather = grad_weight.unbind(), _gatherer(x, counts)
     if mirror:
         matrices, totals = matrices[::-1], totals[::-1]
+    blocks = _blocks(counts, len(weight), read, written)
 
-    def add(k, pairs, gathered):
-        mine = gather(written[pairs]).T
+    def add(k, mine, theirs):
         if x.dtype == wide:
-            totals[k].addmm_(mine, gathered)
+            totals[k].addmm_(mine.T, theirs)
         else:
-            totals[k].add_(mine @ gathered)
+            totals[k].add_(mine.T @ theirs)
+
+    def seen(k, rows, gathered):
+        add(k, gather(rows), gathered)
 
     if for_x:
-        grad_x = _multiply(grad, matrices, read, order, starts, counts, add if for_weight else None)
-        return grad_x, grad_weight.to(weight.dtype)
-    gather_grad = _gatherer(grad, counts)
-    for _, offsets in _blocks(counts, len(weight)):
-        for k, pairs in offsets:
-            add(k, pairs, gather_grad(read[pairs]))
-    return x[:0].clone(), grad_weight.to(weight.dtype)
+        grad_x = _multiply(grad, matrices, order, starts, counts, blocks, same, seen if for_weight else None)
+    else:
+        grad_x, gather_grad = x[:0].clone(), _gatherer(grad, counts)
+        for k, rows_read, rows_written in itertools.chain(*blocks):
+            seen(k, rows_written, gather_grad(rows_read))
+    if same and for_weight:
+        add(len(weight) // 2, x, grad)
+    return grad_x, grad_weight.to(weight.dtype)
 
 
 @torch.library.impl(library, "convolve_tiles", "CompositeExplicitAutograd")
@@ -236,12 +261,12 @@ def _weight_gradient_tiles(x, grad, rows_in, rows_out, start):
 
 
 @torch.library.register_fake("triton_kernels::convolve_pairs", lib=library)
-def _(x, weight, read, order, starts, counts, mirror):
+def _(x, weight, read, order, starts, counts, same, mirror):
     return x.new_empty(len(starts) - 1, weight.shape[2])
 
 
 @torch.library.register_fake("triton_kernels::convolve_pairs_backward", lib=library)
-def _(grad, x, weight, read, written, order, starts, counts, mirror, for_x, for_weight):
+def _(grad, x, weight, read, written, order, starts, counts, same, mirror, for_x, for_weight):
     return torch.empty_like(x if for_x else x[:0]), torch.empty_like(weight if for_weight else weight[:0])
 
 

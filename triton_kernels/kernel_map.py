@@ -55,11 +55,23 @@ class Pairs:
     """A kernel map for torch.
 
     `coarse`: the side that writes coarse rows. `fine`: the side that writes fine rows; None where it is `coarse` with
-    the offsets mirrored.
+    the offsets mirrored. Then the offset in the middle, which pairs each row with itself, is left out of the side.
     """
 
     coarse: Side
     fine: Side | None
+
+    def listed(self) -> torch.Tensor:
+        """Every (k, fine row, coarse row) `[P, 3]` int64, by k, then by coarse row: for tests and benchmarks."""
+        s = self.coarse
+        n, blocks = len(s.starts) - 1, max(-(-(len(s.starts) - 1) // BLOCK), 1)
+        volume = len(s.counts) // blocks
+        ks = torch.arange(volume, device=s.read.device).repeat(blocks).repeat_interleave(s.read.new_tensor(s.counts))
+        found = torch.stack((ks, s.read, s.written), 1)
+        if self.fine is None:
+            rows = torch.arange(n, device=ks.device)
+            found = torch.cat((found, torch.stack((torch.full_like(rows, volume // 2), rows, rows), 1)))
+        return found[torch.argsort(found[:, 0] * n + found[:, 2])]
 
 
 @dataclass(frozen=True)
@@ -119,7 +131,7 @@ def build_pairs(fine: torch.Tensor, coarse: torch.Tensor, kernel: Triple, step: 
     mirrored = coarse is fine and all(k % 2 for k in kernel)
     fine_of = torch.full((len(offsets), len(coarse)), -1, device=coarse.device)
     coarse_of = fine_of if mirrored else torch.full((len(offsets), len(fine)), -1, device=coarse.device)
-    for k, offset in enumerate(offsets[: len(offsets) // 2 + 1] if mirrored else offsets):
+    for k, offset in enumerate(offsets[: len(offsets) // 2] if mirrored else offsets):
         found = table.find(keys + key_offset(offset))
         if any(low[i + 1] + o < LOWEST[i + 1] or high[i + 1] + o > HIGHEST[i + 1] for i, o in enumerate(offset)):
             moved = queries[:, 1:] + torch.tensor(offset, device=queries.device)
@@ -140,11 +152,13 @@ def _side(table: torch.Tensor) -> Side:
     read, written, order, counts = [], [], [], []
     for at in range(0, max(n, 1), BLOCK):
         block = table[:, at : at + BLOCK]
-        hit = block >= 0
-        place = torch.cumsum(hit.reshape(-1), 0).view_as(hit) - 1
-        read.append(block.masked_select(hit))
-        written.append(torch.arange(at, at + hit.shape[1], device=table.device).expand_as(hit).masked_select(hit))
-        order.append(place.T.masked_select(hit.T))
+        hit, columns = block >= 0, block.shape[1]
+        pairs = hit.view(-1).nonzero().squeeze(1)  # cheaper than three masked_select
+        place = torch.cumsum(hit.view(-1), 0) - 1
+        rows, ks = hit.T.nonzero(as_tuple=True)
+        read.append(block.reshape(-1)[pairs])
+        written.append(pairs % max(columns, 1) + at)
+        order.append(place[ks * columns + rows])
         counts += hit.sum(1).tolist()
     starts = torch.zeros(n + 1, dtype=torch.int64, device=table.device)
     torch.cumsum((table >= 0).sum(0), 0, out=starts[1:])

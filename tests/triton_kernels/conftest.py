@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from triton_kernels import backend
-from triton_kernels.kernel_map import BLOCK, Pairs, Tiles
+from triton_kernels.kernel_map import Pairs, Tiles
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")  # on a CPU Triton's kernels are interpreted
 
@@ -27,10 +27,7 @@ def listed(kernel_map: Pairs | Tiles) -> list[tuple[int, int, int]]:
     """All (k, fine row, coarse row) of a map, in its order."""
     m = kernel_map
     if isinstance(m, Pairs):
-        s = m.coarse
-        volume = len(s.counts) // max(-(-(len(s.starts) - 1) // BLOCK), 1)
-        ks = [i % volume for i, count in enumerate(s.counts) for _ in range(count)]
-        return list(zip(ks, s.read.tolist(), s.written.tolist(), strict=True))
+        return list(map(tuple, m.listed().tolist()))
     ends = m.start.tolist()
     ks = [k for k, (a, b) in enumerate(zip(ends, ends[1:], strict=False)) for _ in range(b - a)]
     return list(zip(ks, m.pairs_fine.tolist(), m.pairs_coarse.tolist(), strict=False))

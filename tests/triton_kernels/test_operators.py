@@ -35,9 +35,10 @@ def test_schemas_and_fakes(device, n):
     weight = torch.randn(27, 5, 7, device=device)
     where = (coordinates, coordinates, (3, 3, 3), (1, 1, 1), HashTable(pack(coordinates)))
     s = kernel_map.build_pairs(*where).coarse
-    opcheck(OPS.convolve_pairs.default, (x, weight, s.read, s.order, s.starts, s.counts, False), test_utils=CHECKS)
+    arguments = (x, weight, s.read, s.order, s.starts, s.counts, True, False)
+    opcheck(OPS.convolve_pairs.default, arguments, test_utils=CHECKS)
     for wanted in ((True, True), (False, True), (True, False)):
-        arguments = (grad, x, weight, s.read, s.written, s.order, s.starts, s.counts, True, *wanted)
+        arguments = (grad, x, weight, s.read, s.written, s.order, s.starts, s.counts, True, True, *wanted)
         opcheck(OPS.convolve_pairs_backward.default, arguments, test_utils=CHECKS)
     if hasattr(where[-1], "capacity"):
         tiles = kernel_map.build_tiles(*where)
