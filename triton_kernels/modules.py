@@ -233,12 +233,9 @@ class BatchNorm(nn.Module):
         if not self.training or (group is None and voxels < 2):
             out = nn.functional.batch_norm(x.features, bn.running_mean, bn.running_var, bn.weight, bn.bias, eps=bn.eps)
             return x.with_features(_activate(out, other, relu))
-        features, mean, variance = normalize(x.features, bn.weight, bn.bias, bn.eps, other, relu, group)
-        with torch.no_grad():
-            bn.running_mean.lerp_(mean, bn.momentum)
-            bn.running_var.lerp_(variance, bn.momentum)
-            bn.num_batches_tracked += 1
-        return x.with_features(features)
+        running = bn.running_mean, bn.running_var, bn.num_batches_tracked
+        arguments = (x.features, bn.weight, bn.bias, running, bn.momentum, bn.eps, other, relu, group)
+        return x.with_features(normalize(*arguments))
 
 
 def _activate(features: torch.Tensor, residual: torch.Tensor | None, relu: bool) -> torch.Tensor:

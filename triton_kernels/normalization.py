@@ -16,90 +16,111 @@ from triton_kernels.backend import UNSPECIALIZED, uses_triton
 from triton_kernels.convolution import library
 
 VALUES = 2**18  # a block's, in torch: few enough for the processor's cache, enough to outweigh the calls
-ROWS_TRITON = 32
+ROWS, COLUMNS = 32, 128  # a tile's at most, in Triton
+PROGRAMS = 512  # that share the rows of a sum, in Triton: enough to fill a GPU, few enough to add up in one launch
 
 
 def normalize(
     x: torch.Tensor,
     weight: torch.Tensor,
     bias: torch.Tensor,
+    running: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+    momentum: float,
     eps: float,
     residual: torch.Tensor | None = None,
     relu: bool = False,
     group: dist.ProcessGroup | None = None,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+) -> torch.Tensor:
     """`relu((x - mean) / sqrt(variance + eps) * weight + bias + residual)`, statistics in float32 at least.
 
     Args:
         x: `[V, C]`; V > 0 in one process at least.
         weight, bias: `[C]`.
+        running: mean and variance `[C]`, which move by `momentum` towards the batch's mean and unbiased variance, and
+            the number of batches `[]`: changed in place.
+        momentum: 0 to 1.
         eps: added to the variance.
         residual: `[V, C]` or None.
         relu: whether negative values become 0.
         group: processes whose rows count as one batch, each of which must make the same calls. As in
             nn.SyncBatchNorm the gradients of weight and bias stay those of the process's own rows.
 
-    Returns the features `[V, C]` in the type of `x`, and the mean and the unbiased variance `[C]` (without gradient).
+    Returns the features `[V, C]` in the type of `x`.
     """
-    return _Normalize.apply(x, weight, bias, residual, eps, relu, group)
+    return _Normalize.apply(x, weight, bias, residual, *running, momentum, eps, relu, group)
 
 
 class _Normalize(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, weight, bias, residual, eps, relu, group):
+    def forward(ctx, x, weight, bias, residual, running_mean, running_variance, batches, momentum, eps, relu, group):
         x = x.contiguous()
         residual = None if residual is None else residual.to(x.dtype).contiguous()
         # operators take no process group
         way = torch.ops.triton_kernels.normalize if group is None else partial(_normalize, group=group)
-        y, mean, variance, unbiased = way(x, weight, bias, residual, eps, relu)
+        y, statistics = way(x, weight, bias, residual, running_mean, running_variance, batches, momentum, eps, relu)
         # Where ReLU was active shows in y; without a residual it is cheaper to compute again than to keep.
-        ctx.save_for_backward(x, mean, variance, weight, bias, y if relu and residual is not None else None)
-        ctx.eps, ctx.relu, ctx.group = eps, relu, group
-        ctx.mark_non_differentiable(mean, unbiased)
-        return y, mean, unbiased
+        ctx.save_for_backward(x, statistics, y if relu and residual is not None else None)
+        ctx.relu, ctx.group, ctx.types = relu, group, (weight.dtype, bias.dtype)
+        return y
 
     @staticmethod
-    def backward(ctx, grad, _mean, _unbiased):
-        x, mean, variance, weight, bias, y = ctx.saved_tensors
+    def backward(ctx, grad):
         with_residual = ctx.needs_input_grad[3]
         way = torch.ops.triton_kernels.normalize_backward
         if ctx.group is not None:
             way = partial(_normalize_backward, group=ctx.group)
-        grad_x, grad_weight, grad_bias, grad_residual = way(
-            grad.contiguous(), x, mean, variance, weight, bias, y, ctx.eps, ctx.relu, with_residual
-        )
-        return grad_x, grad_weight, grad_bias, grad_residual if with_residual else None, None, None, None
+        x, statistics, y = ctx.saved_tensors
+        grad_x, grad_residual, sums = way(grad.contiguous(), x, statistics, y, ctx.relu, with_residual)
+        of_bias, of_weight = sums.unbind()
+        of_residual = grad_residual if with_residual else None
+        return grad_x, of_weight.to(ctx.types[0]), of_bias.to(ctx.types[1]), of_residual, *[None] * 7
 
 
 library.define(
-    "normalize(Tensor x, Tensor weight, Tensor bias, Tensor? residual, float eps, bool relu)"
-    " -> (Tensor, Tensor, Tensor, Tensor)"
+    "normalize(Tensor x, Tensor weight, Tensor bias, Tensor? residual, Tensor(a!) running_mean,"
+    " Tensor(b!) running_variance, Tensor(c!) batches, float momentum, float eps, bool relu) -> (Tensor, Tensor)"
 )
 library.define(
-    "normalize_backward(Tensor grad, Tensor x, Tensor mean, Tensor variance, Tensor weight, Tensor bias, Tensor? y,"
-    " float eps, bool relu, bool with_residual) -> (Tensor, Tensor, Tensor, Tensor)"
+    "normalize_backward(Tensor grad, Tensor x, Tensor statistics, Tensor? y, bool relu, bool with_residual)"
+    " -> (Tensor, Tensor, Tensor)"
 )
 
 
 @torch.library.impl(library, "normalize", "CompositeExplicitAutograd")
-def _normalize(x, weight, bias, residual, eps, relu, group=None):
-    on_triton, voxels = uses_triton(x.device, x.dtype), len(x)
-    mean, squares = (_statistics_triton if on_triton else _statistics)(x)
-    free = max(voxels - 1, 1)
-    if group is not None:
-        mean, squares, voxels = _across(mean, squares, voxels, group)
-        free = (voxels - 1).clamp(min=1)
+def _normalize(x, weight, bias, residual, running_mean, running_variance, batches, momentum, eps, relu, group=None):
+    """The features, and the batch's mean, 1 / deviation, and scale and shift with x * scale + shift normalised."""
+    on_triton, n, channels = uses_triton(x.device, x.dtype), len(x), x.shape[1]
     wide = torch.promote_types(x.dtype, torch.float32)
-    mean, variance, unbiased = (s.to(wide) for s in (mean, squares / voxels, squares / free))
-    scale, shift = _affine(mean, variance, weight, bias, eps)
-    out = torch.empty_like(x)
+    statistics, out = x.new_empty(4, channels, dtype=wide), torch.empty_like(x)
     if on_triton:
-        grid, columns = _grid(x)
-        _apply_kernel[grid](
-            x, scale, shift, x if residual is None else residual, out, len(x), x.shape[1],
-            RESIDUAL=residual is not None, RELU=relu, ROWS=ROWS_TRITON, COLUMNS=columns,
+        (programs, share), tile = _shares(n), _tile(channels)
+        parts = x.new_empty(2, programs, channels, dtype=torch.float32)
+        _statistics_kernel[programs, tile["columns"]](x, parts, n, share, programs, **tile["constants"])
+    if on_triton and group is None:
+        _finish_statistics_kernel[(triton.cdiv(channels, 16),)](
+            parts, weight, bias, running_mean, running_variance, batches, statistics, n, share, programs, momentum,
+            eps, CHANNELS=channels, COLUMNS=16, PARTS=128,
         )  # fmt: skip
-        return out, mean, variance, unbiased
+    else:
+        mean, squares = _combine_blocks(*parts, share, n) if on_triton else _statistics(x)
+        rows, free = n, max(n - 1, 1)
+        if group is not None:
+            mean, squares, rows = _across(mean, squares, n, group)
+            free = (rows - 1).clamp(min=1)
+        mean, variance = mean.to(wide), (squares / rows).to(wide)
+        running_mean.lerp_(mean.to(running_mean.dtype), momentum)
+        running_variance.lerp_((squares / free).to(running_variance.dtype), momentum)
+        batches += 1
+        reciprocal = torch.rsqrt(variance + eps)
+        scale = reciprocal * weight
+        torch.stack((mean, reciprocal, scale, bias - mean * scale), out=statistics)
+    if on_triton:
+        _apply_kernel[triton.cdiv(n, ROWS), tile["columns"]](
+            x, statistics, x if residual is None else residual, out, n,
+            RESIDUAL=residual is not None, RELU=relu, **tile["constants"],
+        )  # fmt: skip
+        return out, statistics
+    *_, scale, shift = statistics
     for values, other, y in _blocks(x, x if residual is None else residual, out):
         block = torch.addcmul(shift, values.to(wide), scale)
         if residual is not None:
@@ -108,30 +129,27 @@ def _normalize(x, weight, bias, residual, eps, relu, group=None):
             torch.ops.aten.threshold.out(block, 0, 0, out=y)  # clamp_min writes no halves
         else:
             y.copy_(block)
-    return out, mean, variance, unbiased
+    return out, statistics
 
 
 @torch.library.impl(library, "normalize_backward", "CompositeExplicitAutograd")
-def _normalize_backward(grad, x, mean, variance, weight, bias, y, eps, relu, with_residual, group=None):
-    wide, voxels = mean.dtype, len(x)
-    scale, shift = _affine(mean, variance, weight, bias, eps)
-    reciprocal = torch.rsqrt(variance + eps)
+def _normalize_backward(grad, x, statistics, y, relu, with_residual, group=None):
+    """Gradients of x and the residual, and the sums of the gradient and of gradient x unit: of bias and weight."""
+    on_triton, n, channels, wide = uses_triton(x.device, x.dtype), len(x), x.shape[1], statistics.dtype
     grad_x, grad_residual = torch.empty_like(x), torch.empty_like(x if with_residual else x[:0])
-    on_triton = uses_triton(x.device, x.dtype)
+    mean, reciprocal, scale, shift = statistics
+    sums, line = (x.new_empty(2, channels, dtype=wide) for _ in range(2))
     if on_triton:
-        grid, columns = _grid(x)
-        switches = {"RELU": relu, "FROM_OUTPUT": y is not None, "ROWS": ROWS_TRITON, "COLUMNS": columns}
+        (programs, share), tile = _shares(n), _tile(channels)
+        switches = {"RELU": relu, "FROM_OUTPUT": y is not None, **tile["constants"]}
         active = x if y is None else y
-        sums = torch.empty((2, grid[0], x.shape[1]), dtype=wide, device=x.device)
-        _sums_kernel[grid](
-            grad, x, active, mean, reciprocal, scale, shift, sums[0], sums[1], voxels, x.shape[1], **switches
-        )
-        own = sums.double().sum(1)
+        parts = x.new_empty(2, programs, channels, dtype=torch.float64)
+        _sums_kernel[programs, tile["columns"]](grad, x, active, statistics, parts, n, share, programs, **switches)
     else:
         kept = grad_residual if with_residual else grad_x if relu else grad  # the gradient behind the ReLU, exactly
         blocks = _blocks(grad, x, x if y is None else y, kept)
-        sums = x.new_empty(len(blocks), 2, x.shape[1], dtype=wide)
-        for (g, values, active, masked), (of_grad, of_product) in zip(blocks, sums, strict=True):
+        parts = x.new_empty(2, len(blocks), channels, dtype=wide)
+        for (g, values, active, masked), of_grad, of_product in zip(blocks, *parts, strict=True):
             values = values.to(wide)
             if relu:
                 active = torch.addcmul(shift, values, scale) if y is None else active
@@ -141,41 +159,38 @@ def _normalize_backward(grad, x, mean, variance, weight, bias, y, eps, relu, wit
             g = masked.to(wide)
             torch.sum(g, 0, out=of_grad)
             torch.sum((values - mean).mul_(g), 0, out=of_product)
-        own = sums.double().sum(0)
-        own[1] *= reciprocal
-    total, count = (own, voxels) if group is None else _summed(own, voxels, group)
-    # d unit / d x takes the mean, and the component along `unit`, out of the gradient
-    mean_grad, mean_unit = (total / -count).to(wide)
-    along = reciprocal * mean_unit
-    constant = mean_grad - mean * along
-    if on_triton:
-        _grad_kernel[grid](
-            grad, x, active, scale, shift, along, constant, grad_x, grad_residual, voxels, x.shape[1],
-            RESIDUAL=with_residual, **switches,
-        )  # fmt: skip
+    if on_triton and group is None:
+        _finish_sums_kernel[(triton.cdiv(channels, 16),)](
+            parts, statistics, sums, line, n, programs, CHANNELS=channels, COLUMNS=16, PARTS=128
+        )
     else:
-        along, constant = along * scale, constant * scale
+        own = parts.double().sum(1)
+        own[1] *= reciprocal
+        sums.copy_(own)
+        total, rows = (own, n) if group is None else _summed(own, n, group)
+        # d unit / d x takes the mean, and the component along `unit`, out of the gradient
+        mean_grad, mean_unit = (total / -rows).to(wide)
+        torch.mul(reciprocal, mean_unit, out=line[0])
+        torch.sub(mean_grad, mean * line[0], out=line[1])
+    if on_triton:
+        _grad_kernel[triton.cdiv(n, ROWS), tile["columns"]](
+            grad, x, active, statistics, line, grad_x, grad_residual, n, RESIDUAL=with_residual, **switches
+        )
+    else:
+        along, constant = line * scale
         for values, g, result in _blocks(x, kept, grad_x):
             torch.addcmul(torch.addcmul(constant, values.to(wide), along), g.to(wide), scale, out=result)
-    return grad_x, own[1].to(weight.dtype), own[0].to(bias.dtype), grad_residual
+    return grad_x, grad_residual, sums
 
 
 @torch.library.register_fake("triton_kernels::normalize", lib=library)
-def _(x, weight, bias, residual, eps, relu):
-    wide = torch.promote_types(x.dtype, torch.float32)
-    return torch.empty_like(x), *(x.new_empty(x.shape[1], dtype=wide) for _ in range(3))
+def _(x, weight, bias, residual, running_mean, running_variance, batches, momentum, eps, relu):
+    return torch.empty_like(x), x.new_empty(4, x.shape[1], dtype=torch.promote_types(x.dtype, torch.float32))
 
 
 @torch.library.register_fake("triton_kernels::normalize_backward", lib=library)
-def _(grad, x, mean, variance, weight, bias, y, eps, relu, with_residual):
-    residual = torch.empty_like(x if with_residual else x[:0])
-    return torch.empty_like(x), torch.empty_like(weight), torch.empty_like(bias), residual
-
-
-def _affine(mean, variance, weight, bias, eps):
-    """(scale, shift) `[C]` with x * scale + shift normalised."""
-    scale = torch.rsqrt(variance + eps) * weight
-    return scale, bias - mean * scale
+def _(grad, x, statistics, y, relu, with_residual):
+    return torch.empty_like(x), torch.empty_like(x if with_residual else x[:0]), torch.empty_like(statistics[:2])
 
 
 def _combine(means, squares, counts, voxels):
@@ -227,95 +242,191 @@ def _statistics(x):
     return _combine_blocks(means, squares, _rows(x), len(x))
 
 
-def _grid(x):
-    columns = min(triton.next_power_of_2(x.shape[1]), 128)
-    return (triton.cdiv(len(x), ROWS_TRITON), triton.cdiv(x.shape[1], columns)), columns
+def _shares(n: int) -> tuple[int, int]:
+    """(programs that share n rows, rows of each)."""
+    share = max(triton.cdiv(triton.cdiv(n, ROWS), PROGRAMS), 1) * ROWS
+    return triton.cdiv(n, share), share
 
 
-def _statistics_triton(x):
-    grid, columns = _grid(x)
-    means, squares = torch.empty((2, grid[0], x.shape[1]), dtype=torch.float32, device=x.device)
-    _statistics_kernel[grid](x, means, squares, len(x), x.shape[1], ROWS=ROWS_TRITON, COLUMNS=columns)
-    return _combine_blocks(means, squares, ROWS_TRITON, len(x))
+def _tile(channels: int) -> dict:
+    """A tile's constants, and how many lie beside each other."""
+    columns = min(triton.next_power_of_2(channels), COLUMNS)
+    constants = {"CHANNELS": channels, "ROWS": ROWS, "COLUMNS": columns}
+    return {"columns": triton.cdiv(channels, columns), "constants": constants}
 
 
 @triton.jit
-def _block(n, CHANNELS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """(element offsets, mask, columns, column mask) of this program's block."""
-    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+def _place(begin, end, CHANNELS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """(element offsets, mask, columns, column mask) of a tile from row `begin` on, and this program's columns."""
+    row = begin + tl.arange(0, ROWS)
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
-    mask = (row < n)[:, None] & (column < CHANNELS)[None, :]
-    return row[:, None] * CHANNELS + column[None, :], mask, column, column < CHANNELS
+    mask = (row < end)[:, None] & (column < CHANNELS)[None, :]
+    return row.to(tl.int64)[:, None] * CHANNELS + column[None, :], mask, column, column < CHANNELS
 
 
 @triton.jit(do_not_specialize=UNSPECIALIZED)
-def _statistics_kernel(x, means, squares, n, CHANNELS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    at, mask, column, valid = _block(n, CHANNELS, ROWS, COLUMNS)
-    values = tl.load(x + at, mask=mask, other=0.0).to(tl.float32)
-    block = tl.program_id(0)
-    mean = tl.sum(values, 0) / tl.minimum(n - block * ROWS, ROWS).to(tl.float32)
-    centred = tl.where(mask, values - mean[None, :], 0.0)
-    tl.store(means + block * CHANNELS + column, mean, mask=valid)
-    tl.store(squares + block * CHANNELS + column, tl.sum(centred * centred, 0), mask=valid)
+def _statistics_kernel(x, parts, n, share, programs, CHANNELS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """Mean and squared deviations of each program's share of the rows."""
+    begin = tl.program_id(0) * share
+    end = tl.minimum(begin + share, n)
+    mean = tl.zeros((COLUMNS,), tl.float32)
+    squares = tl.zeros((COLUMNS,), tl.float32)
+    for at in range(begin, end, ROWS):
+        place, mask, column, valid = _place(at, end, CHANNELS, ROWS, COLUMNS)
+        values = tl.load(x + place, mask=mask, other=0.0).to(tl.float32)
+        count = tl.minimum(end - at, ROWS).to(tl.float32)
+        tile_mean = tl.sum(values, 0) / count
+        centred = tl.where(mask, values - tile_mean[None, :], 0.0)  # before it is squared: no cancellation
+        before = tl.cast(at - begin, tl.float32)
+        share_of_tile = count / (before + count)
+        difference = tile_mean - mean
+        mean += difference * share_of_tile
+        squares += tl.sum(centred * centred, 0) + difference * difference * (before * share_of_tile)
+    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    out = parts + tl.program_id(0) * CHANNELS + column
+    tl.store(out, mean, mask=column < CHANNELS)
+    tl.store(out + programs * CHANNELS, squares, mask=column < CHANNELS)
+
+
+@triton.jit(do_not_specialize=UNSPECIALIZED)
+def _finish_statistics_kernel(
+    parts, weight, bias, running_mean, running_variance, batches, statistics, n, share, programs, momentum, eps,
+    CHANNELS: tl.constexpr, COLUMNS: tl.constexpr, PARTS: tl.constexpr,
+):  # fmt: skip
+    """Combine the programs' shares in float64, and all that is computed a channel."""
+    column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
+    valid = column < CHANNELS
+    rows = tl.cast(n, tl.float64)
+    total = tl.zeros((COLUMNS,), tl.float64)
+    for at in range(0, programs, PARTS):
+        part = at + tl.arange(0, PARTS)
+        mask = (part < programs)[:, None] & valid[None, :]
+        count = tl.minimum(n - part * share, share).to(tl.float64)[:, None]
+        total += tl.sum(count * tl.load(parts + part[:, None] * CHANNELS + column[None, :], mask=mask, other=0.0), 0)
+    mean = total / rows
+    squares = tl.zeros((COLUMNS,), tl.float64)
+    for at in range(0, programs, PARTS):
+        part = at + tl.arange(0, PARTS)
+        mask = (part < programs)[:, None] & valid[None, :]
+        count = tl.minimum(n - part * share, share).to(tl.float64)[:, None]
+        place = parts + part[:, None] * CHANNELS + column[None, :]
+        difference = tl.load(place, mask=mask, other=0.0).to(tl.float64) - mean[None, :]
+        own = tl.load(place + programs * CHANNELS, mask=mask, other=0.0).to(tl.float64)
+        squares += tl.sum(tl.where(mask, own + count * difference * difference, 0.0), 0)
+    mean = mean.to(tl.float32)
+    reciprocal = tl.rsqrt((squares / rows).to(tl.float32) + eps)
+    scale = reciprocal * tl.load(weight + column, mask=valid, other=0.0)
+    shift = tl.load(bias + column, mask=valid, other=0.0) - mean * scale
+    tl.store(statistics + column, mean, mask=valid)
+    tl.store(statistics + CHANNELS + column, reciprocal, mask=valid)
+    tl.store(statistics + 2 * CHANNELS + column, scale, mask=valid)
+    tl.store(statistics + 3 * CHANNELS + column, shift, mask=valid)
+    unbiased = (squares / tl.maximum(rows - 1, 1)).to(tl.float32)
+    old = tl.load(running_mean + column, mask=valid, other=0.0)
+    tl.store(running_mean + column, old + momentum * (mean - old), mask=valid)
+    old = tl.load(running_variance + column, mask=valid, other=0.0)
+    tl.store(running_variance + column, old + momentum * (unbiased - old), mask=valid)
+    if tl.program_id(0) == 0:
+        tl.store(batches, tl.load(batches) + 1)
 
 
 @triton.jit(do_not_specialize=UNSPECIALIZED)
 def _apply_kernel(
-    x, scale, shift, residual, out, n, CHANNELS: tl.constexpr,
+    x, statistics, residual, out, n, CHANNELS: tl.constexpr,
     RESIDUAL: tl.constexpr, RELU: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    at, mask, column, valid = _block(n, CHANNELS, ROWS, COLUMNS)
-    a = tl.load(scale + column, mask=valid, other=0.0)[None, :]
-    b = tl.load(shift + column, mask=valid, other=0.0)[None, :]
-    y = tl.load(x + at, mask=mask, other=0.0).to(tl.float32) * a + b
+    place, mask, column, valid = _place(tl.program_id(0) * ROWS, n, CHANNELS, ROWS, COLUMNS)
+    scale, shift = _affine(statistics, column, valid, CHANNELS)
+    y = tl.load(x + place, mask=mask, other=0.0).to(tl.float32) * scale + shift
     if RESIDUAL:
-        y += tl.load(residual + at, mask=mask, other=0.0).to(tl.float32)
+        y += tl.load(residual + place, mask=mask, other=0.0).to(tl.float32)
     if RELU:
         y = tl.maximum(y, 0.0)
-    tl.store(out + at, y.to(out.dtype.element_ty), mask=mask)
+    tl.store(out + place, y.to(out.dtype.element_ty), mask=mask)
 
 
 @triton.jit
-def _activated(grad, x, active, at, mask, a, b, RELU: tl.constexpr, FROM_OUTPUT: tl.constexpr):
-    """(gradient behind the ReLU, x) of a block."""
-    g = tl.load(grad + at, mask=mask, other=0.0).to(tl.float32)
-    values = tl.load(x + at, mask=mask, other=0.0).to(tl.float32)
+def _affine(statistics, column, valid, CHANNELS: tl.constexpr):
+    """(scale, shift) of the columns, as rows."""
+    scale = tl.load(statistics + 2 * CHANNELS + column, mask=valid, other=0.0)
+    shift = tl.load(statistics + 3 * CHANNELS + column, mask=valid, other=0.0)
+    return scale[None, :], shift[None, :]
+
+
+@triton.jit
+def _activated(grad, x, active, place, mask, scale, shift, RELU: tl.constexpr, FROM_OUTPUT: tl.constexpr):
+    """(gradient behind the ReLU, x) of a tile."""
+    g = tl.load(grad + place, mask=mask, other=0.0).to(tl.float32)
+    values = tl.load(x + place, mask=mask, other=0.0).to(tl.float32)
     if RELU:
         if FROM_OUTPUT:
-            positive = tl.load(active + at, mask=mask, other=0.0) > 0
+            positive = tl.load(active + place, mask=mask, other=0.0) > 0
         else:
-            positive = values * a + b > 0
+            positive = values * scale + shift > 0
         g = tl.where(positive, g, 0.0)
     return g, values
 
 
 @triton.jit(do_not_specialize=UNSPECIALIZED)
 def _sums_kernel(
-    grad, x, active, mean, reciprocal, scale, shift, sums, sums_unit, n, CHANNELS: tl.constexpr,
+    grad, x, active, statistics, parts, n, share, programs, CHANNELS: tl.constexpr,
     RELU: tl.constexpr, FROM_OUTPUT: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    at, mask, column, valid = _block(n, CHANNELS, ROWS, COLUMNS)
-    a = tl.load(scale + column, mask=valid, other=0.0)[None, :]
-    b = tl.load(shift + column, mask=valid, other=0.0)[None, :]
-    g, values = _activated(grad, x, active, at, mask, a, b, RELU, FROM_OUTPUT)
-    centre = tl.load(mean + column, mask=valid, other=0.0)[None, :]
-    unit = (values - centre) * tl.load(reciprocal + column, mask=valid, other=0.0)[None, :]
-    block = tl.program_id(0)
-    tl.store(sums + block * CHANNELS + column, tl.sum(g, 0), mask=valid)
-    tl.store(sums_unit + block * CHANNELS + column, tl.sum(g * unit, 0), mask=valid)
+    """Sums of the gradient, and of gradient x (x - mean), over each program's share of the rows, in float64."""
+    begin = tl.program_id(0) * share
+    end = tl.minimum(begin + share, n)
+    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    valid = column < CHANNELS
+    mean = tl.load(statistics + column, mask=valid, other=0.0)[None, :]
+    scale, shift = _affine(statistics, column, valid, CHANNELS)
+    of_grad = tl.zeros((COLUMNS,), tl.float64)
+    of_product = tl.zeros((COLUMNS,), tl.float64)
+    for at in range(begin, end, ROWS):
+        place, mask, _column, _valid = _place(at, end, CHANNELS, ROWS, COLUMNS)
+        g, values = _activated(grad, x, active, place, mask, scale, shift, RELU, FROM_OUTPUT)
+        of_grad += tl.sum(g, 0)
+        of_product += tl.sum(g * (values - mean), 0)
+    out = parts + tl.program_id(0) * CHANNELS + column
+    tl.store(out, of_grad, mask=valid)
+    tl.store(out + programs * CHANNELS, of_product, mask=valid)
+
+
+@triton.jit(do_not_specialize=UNSPECIALIZED)
+def _finish_sums_kernel(
+    parts, statistics, sums, line, n, programs, CHANNELS: tl.constexpr, COLUMNS: tl.constexpr, PARTS: tl.constexpr
+):
+    """Add the programs' sums, and make of them the line whose value at x is taken out of the gradient."""
+    column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
+    valid = column < CHANNELS
+    of_grad = tl.zeros((COLUMNS,), tl.float64)
+    of_product = tl.zeros((COLUMNS,), tl.float64)
+    for at in range(0, programs, PARTS):
+        part = at + tl.arange(0, PARTS)
+        mask = (part < programs)[:, None] & valid[None, :]
+        place = parts + part[:, None] * CHANNELS + column[None, :]
+        of_grad += tl.sum(tl.load(place, mask=mask, other=0.0), 0)
+        of_product += tl.sum(tl.load(place + programs * CHANNELS, mask=mask, other=0.0), 0)
+    mean = tl.load(statistics + column, mask=valid, other=0.0)
+    reciprocal = tl.load(statistics + CHANNELS + column, mask=valid, other=0.0)
+    of_unit = of_product * reciprocal
+    tl.store(sums + column, of_grad.to(tl.float32), mask=valid)
+    tl.store(sums + CHANNELS + column, of_unit.to(tl.float32), mask=valid)
+    rows = tl.cast(n, tl.float64)
+    along = -reciprocal * (of_unit / rows).to(tl.float32)
+    tl.store(line + column, along, mask=valid)
+    tl.store(line + CHANNELS + column, -(of_grad / rows).to(tl.float32) - mean * along, mask=valid)
 
 
 @triton.jit(do_not_specialize=UNSPECIALIZED)
 def _grad_kernel(
-    grad, x, active, scale, shift, along, constant, grad_x, grad_residual, n, CHANNELS: tl.constexpr,
+    grad, x, active, statistics, line, grad_x, grad_residual, n, CHANNELS: tl.constexpr,
     RESIDUAL: tl.constexpr, RELU: tl.constexpr, FROM_OUTPUT: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    at, mask, column, valid = _block(n, CHANNELS, ROWS, COLUMNS)
-    a = tl.load(scale + column, mask=valid, other=0.0)[None, :]
-    b = tl.load(shift + column, mask=valid, other=0.0)[None, :]
-    g, values = _activated(grad, x, active, at, mask, a, b, RELU, FROM_OUTPUT)
+    place, mask, column, valid = _place(tl.program_id(0) * ROWS, n, CHANNELS, ROWS, COLUMNS)
+    scale, shift = _affine(statistics, column, valid, CHANNELS)
+    g, values = _activated(grad, x, active, place, mask, scale, shift, RELU, FROM_OUTPUT)
     if RESIDUAL:
-        tl.store(grad_residual + at, g.to(grad_residual.dtype.element_ty), mask=mask)
-    along = tl.load(along + column, mask=valid, other=0.0)[None, :]
-    constant = tl.load(constant + column, mask=valid, other=0.0)[None, :]
-    tl.store(grad_x + at, ((g + values * along + constant) * a).to(grad_x.dtype.element_ty), mask=mask)
+        tl.store(grad_residual + place, g.to(grad_residual.dtype.element_ty), mask=mask)
+    along = tl.load(line + column, mask=valid, other=0.0)[None, :]
+    constant = tl.load(line + CHANNELS + column, mask=valid, other=0.0)[None, :]
+    tl.store(grad_x + place, ((g + values * along + constant) * scale).to(grad_x.dtype.element_ty), mask=mask)

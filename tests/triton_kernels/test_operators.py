@@ -49,11 +49,13 @@ def test_schemas_and_fakes(device, n):
         found = (tiles.pairs_fine, tiles.pairs_coarse, tiles.start)
         opcheck(OPS.weight_gradient_tiles.default, (x, grad, *found), test_utils=CHECKS)
     scale, shift = torch.rand(5, device=device), torch.rand(5, device=device)
+    running = torch.zeros(5, device=device), torch.ones(5, device=device), torch.tensor(0, device=device)
     for residual in (None, torch.randn(n, 5, device=device)):
-        opcheck(OPS.normalize.default, (x, scale, shift, residual, 1e-5, True), test_utils=CHECKS)
-        y, mean, variance, _ = OPS.normalize(x, scale, shift, residual, 1e-5, True)
-        saved = (x, mean, variance, scale, shift, None if residual is None else y)
-        arguments = (torch.randn(n, 5, device=device), *saved, 1e-5, True, residual is not None)
+        arguments = (x, scale, shift, residual, *running, 0.1, 1e-5, True)
+        opcheck(OPS.normalize.default, arguments, test_utils=CHECKS)
+        y, statistics = OPS.normalize(*arguments)
+        saved = (x, statistics, None if residual is None else y)
+        arguments = (torch.randn(n, 5, device=device), *saved, True, residual is not None)
         opcheck(OPS.normalize_backward.default, arguments, test_utils=CHECKS)
 
 

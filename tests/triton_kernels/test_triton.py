@@ -214,6 +214,7 @@ def test_mean_of_each_voxel_and_its_gradient(device, n, dtype):
 @pytest.mark.parametrize("relu", [False, True])
 def test_norm_residual_and_relu(device, n, channels, residual, relu, monkeypatch):
     monkeypatch.setattr(normalization, "VALUES", 100)  # several blocks
+    monkeypatch.setattr(normalization, "PROGRAMS", 3)  # several, of several tiles each
     torch.manual_seed(n)
     x = (torch.randn(n, channels, device=device) * 3 + 10).requires_grad_()
     other = torch.randn(n, channels, device=device, requires_grad=True) if residual else None
@@ -221,8 +222,12 @@ def test_norm_residual_and_relu(device, n, channels, residual, relu, monkeypatch
     norm = BatchNorm(channels).to(device)
     torch.nn.init.uniform_(norm.bn.weight)
     torch.nn.init.uniform_(norm.bn.bias)
-    given = SparseTensor(x, coordinates)
+    given, before = SparseTensor(x, coordinates), (norm.bn.running_mean.clone(), norm.bn.running_var.clone())
     out = norm(given, given.with_features(other) if residual else None, relu).features
+    variance, mean = torch.var_mean(x.detach().double(), 0)
+    for now, was, seen in zip((norm.bn.running_mean, norm.bn.running_var), before, (mean, variance), strict=True):
+        assert torch.allclose(now.double(), 0.9 * was + 0.1 * seen, rtol=1e-5, atol=1e-6)
+    assert int(norm.bn.num_batches_tracked) == 1
     inputs = [x, norm.bn.weight, norm.bn.bias] + [other] * residual
     exact = [t.detach().double().requires_grad_() for t in inputs]
     expected = reference.normalize(*exact[:3], norm.bn.eps, exact[3] if residual else None, relu)
