@@ -10,7 +10,7 @@ import torch
 import triton
 import triton.language as tl
 
-from triton_kernels.backend import INTERPRETED, UNSPECIALIZED
+from triton_kernels.backend import INTERPRETED, UNSPECIALIZED, cdiv, launch
 from triton_kernels.configurations import configuration
 from triton_kernels.kernel_map import BLOCK, Pairs, Plan, Side, Tiles
 
@@ -66,9 +66,10 @@ class _PairConvolution(torch.autograd.Function):
 class _TileConvolution(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, m, transposed):
-        ctx.save_for_backward(x, weight)
-        ctx.map, ctx.transposed = m, transposed
-        return _tiles(x, weight, m, to_fine=transposed)
+        x, cast = x.contiguous(), weight.to(x.dtype).contiguous()  # cast once, for both ways
+        ctx.save_for_backward(x, cast)
+        ctx.map, ctx.transposed, ctx.dtype = m, transposed, weight.dtype
+        return _tiles(x, cast, m, to_fine=transposed)
 
     @staticmethod
     def backward(ctx, grad):
@@ -79,8 +80,7 @@ class _TileConvolution(torch.autograd.Function):
             grad_x = _tiles(grad, weight, m, to_fine=not ctx.transposed, transpose=True)
         if ctx.needs_input_grad[1]:
             rows = (m.pairs_coarse, m.pairs_fine) if ctx.transposed else (m.pairs_fine, m.pairs_coarse)
-            grad_weight = torch.ops.triton_kernels.weight_gradient_tiles(x, grad, *rows, m.start)
-            grad_weight = grad_weight.to(weight.dtype)
+            grad_weight = torch.ops.triton_kernels.weight_gradient_tiles(x, grad, *rows, m.start).to(ctx.dtype)
         return grad_x, grad_weight, None, None
 
 
@@ -93,15 +93,7 @@ def _tiles(x: torch.Tensor, weight: torch.Tensor, m: Tiles, to_fine: bool, trans
     """x times each offset's weight (or its transpose), summed into the map's coarse or fine rows."""
     p, mirror = _side(m, to_fine)
     return torch.ops.triton_kernels.convolve_tiles(
-        x.contiguous(),
-        weight.to(x.dtype).contiguous(),
-        p.order,
-        p.table,
-        p.lists,
-        p.counts,
-        p.height,
-        mirror,
-        transpose,
+        x, weight, p.order, p.table, p.lists, p.counts, p.height, mirror, transpose
     )
 
 
@@ -233,12 +225,11 @@ def _convolve_tiles(x, weight, order, table, lists, counts, height, mirror, tran
         return out
     c = configuration("convolve", c_in, c_out, x.dtype, len(order), x.device)
     partial = out if c.splits == 1 else x.new_empty((c.splits, *out.shape), dtype=torch.float32)
-    grid = (triton.cdiv(c_out, c.columns), len(counts), c.splits)
-    _convolve[grid](
-        x, weight, partial, order, table, lists, counts, len(order),
+    launch(
+        _convolve, (cdiv(c_out, c.columns) * len(counts), c.splits, 1),
+        x, weight, partial, order, table, lists, counts, len(order), warps=c.warps, stages=c.stages,
         VOLUME=volume, C_IN=c_in, C_OUT=c_out, STRIDE_IN=strides[0], STRIDE_OUT=strides[1], MIRROR=mirror,
         HEIGHT=height, COLUMNS=c.columns, DEPTH=c.depth, SPLITS=c.splits, PRECISION=_precision(), AS_FLOAT=INTERPRETED,
-        num_warps=c.warps, num_stages=c.stages,
     )  # fmt: skip
     return out if c.splits == 1 else partial.sum(0).to(x.dtype)
 
@@ -250,12 +241,12 @@ def _weight_gradient_tiles(x, grad, rows_in, rows_out, start):
         return x.new_zeros(volume, c_in, c_out, dtype=torch.float32)
     c = configuration("weight_gradient", c_in, c_out, x.dtype, len(rows_in) // volume, x.device)
     partial = x.new_empty(c.splits, volume, c_in, c_out, dtype=torch.float32)
-    tiles_out = triton.cdiv(c_out, c.columns)
-    grid = (triton.cdiv(c_in, c.rows) * tiles_out, volume, c.splits)
-    _weight_gradient[grid](
-        x, grad, partial, rows_in, rows_out, start, tiles_out,
+    tiles = cdiv(c_in, c.rows) * cdiv(c_out, c.columns)
+    launch(
+        _weight_gradient, (tiles, volume, c.splits), x, grad, partial, rows_in, rows_out, start,
+        warps=c.warps, stages=c.stages,
         C_IN=c_in, C_OUT=c_out, ROWS=c.rows, COLUMNS=c.columns, DEPTH=c.depth, SPLITS=c.splits, VOLUME=volume,
-        PRECISION=_precision(), AS_FLOAT=INTERPRETED, num_warps=c.warps, num_stages=c.stages,
+        PRECISION=_precision(), AS_FLOAT=INTERPRETED,
     )  # fmt: skip
     return partial[0] if c.splits == 1 else partial.sum(0)
 
@@ -296,15 +287,16 @@ def _convolve(
 
     One flat loop over (listed offset, piece of the input channels): a nested one compiles without asynchronous copies.
     """
-    tile = tl.program_id(1)
+    side: tl.constexpr = (C_OUT + COLUMNS - 1) // COLUMNS  # tiles side by side gather the same rows
+    tile = tl.program_id(0) // side
     slot = tile.to(tl.int64) * HEIGHT + tl.arange(0, HEIGHT)
     inside = slot < n
-    column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
+    column = tl.program_id(0) % side * COLUMNS + tl.arange(0, COLUMNS)
     pieces: tl.constexpr = (C_IN + DEPTH - 1) // DEPTH
     steps = tl.load(counts + tile) * pieces
     listed = lists + tile.to(tl.int64) * VOLUME
     total = tl.zeros((HEIGHT, COLUMNS), tl.float32)
-    for step in range(tl.program_id(2), steps, SPLITS):
+    for step in range(tl.program_id(1), steps, SPLITS):
         k = tl.load(listed + step // pieces).to(tl.int64)
         row = tl.load(table + k * n + slot, mask=inside, other=-1)
         depth = step % pieces * DEPTH + tl.arange(0, DEPTH)
@@ -324,18 +316,19 @@ def _convolve(
         if AS_FLOAT:  # the interpreter multiplies bfloat16 wrongly
             a, b = a.to(tl.float32), b.to(tl.float32)
         total = tl.dot(a, b, total, input_precision=PRECISION)
-    row = tl.load(order + slot, mask=inside, other=0).to(tl.int64) + tl.program_id(2).to(tl.int64) * n
+    row = tl.load(order + slot, mask=inside, other=0).to(tl.int64) + tl.program_id(1).to(tl.int64) * n
     at = out + row[:, None] * C_OUT + column[None, :]
     tl.store(at, total.to(out.dtype.element_ty), mask=inside[:, None] & (column < C_OUT)[None, :])
 
 
 @triton.jit(do_not_specialize=UNSPECIALIZED)
 def _weight_gradient(
-    x, grad, out, rows_in, rows_out, start, tiles_out,
+    x, grad, out, rows_in, rows_out, start,
     C_IN: tl.constexpr, C_OUT: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
     SPLITS: tl.constexpr, VOLUME: tl.constexpr, PRECISION: tl.constexpr, AS_FLOAT: tl.constexpr,
 ):  # fmt: skip
     """out[split, k] = sum over its share of the pairs of k of x[in]^T @ grad[out]; always float32: halves overflow."""
+    tiles_out: tl.constexpr = (C_OUT + COLUMNS - 1) // COLUMNS
     tile = tl.program_id(0)
     k = tl.program_id(1)
     split = tl.program_id(2)

@@ -173,7 +173,7 @@ class SparseConv3d(_SparseLayer):
         """`[V, C]` -> `[V', C']` at tensor stride x.stride * stride."""
         features = self._cast(x)
         if self.stride == self.kernel_size == (1, 1, 1):
-            return x.with_features(self._biased(features @ self.weight[0].to(features.dtype)))
+            return x.with_features(self._biased(features @ self.weight.squeeze(0).to(features.dtype)))
         coarse = tuple(a * b for a, b in zip(x.stride, self.stride, strict=True))
         x.cache.level(coarse, lambda: maps.downsample(x.coordinates, coarse))
         kernel_map = x.cache.kernel_map(x.stride, coarse, self.kernel_size, self.dilation, features.dtype)

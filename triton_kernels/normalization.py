@@ -12,7 +12,7 @@ import torch.distributed as dist
 import triton
 import triton.language as tl
 
-from triton_kernels.backend import UNSPECIALIZED, uses_triton
+from triton_kernels.backend import UNSPECIALIZED, cdiv, launch, uses_triton
 from triton_kernels.convolution import library
 
 VALUES = 2**18  # a block's, in torch: few enough for the processor's cache, enough to outweigh the calls
@@ -93,13 +93,14 @@ def _normalize(x, weight, bias, residual, running_mean, running_variance, batche
     wide = torch.promote_types(x.dtype, torch.float32)
     statistics, out = x.new_empty(4, channels, dtype=wide), torch.empty_like(x)
     if on_triton:
-        (programs, share), tile = _shares(n), _tile(channels)
+        programs, share = _shares(n)
+        columns, tile = _tile(channels)
         parts = x.new_empty(2, programs, channels, dtype=torch.float32)
-        _statistics_kernel[programs, tile["columns"]](x, parts, n, share, programs, **tile["constants"])
+        launch(_statistics_kernel, (programs, columns, 1), x, parts, n, share, programs, **tile)
     if on_triton and group is None:
-        _finish_statistics_kernel[(triton.cdiv(channels, 16),)](
-            parts, weight, bias, running_mean, running_variance, batches, statistics, n, share, programs, momentum,
-            eps, CHANNELS=channels, COLUMNS=16, PARTS=128,
+        launch(
+            _finish_statistics_kernel, (cdiv(channels, 16), 1, 1), parts, weight, bias, running_mean, running_variance,
+            batches, statistics, n, share, programs, momentum, eps, CHANNELS=channels, COLUMNS=16, PARTS=128,
         )  # fmt: skip
     else:
         mean, squares = _combine_blocks(*parts, share, n) if on_triton else _statistics(x)
@@ -115,9 +116,9 @@ def _normalize(x, weight, bias, residual, running_mean, running_variance, batche
         scale = reciprocal * weight
         torch.stack((mean, reciprocal, scale, bias - mean * scale), out=statistics)
     if on_triton:
-        _apply_kernel[triton.cdiv(n, ROWS), tile["columns"]](
-            x, statistics, x if residual is None else residual, out, n,
-            RESIDUAL=residual is not None, RELU=relu, **tile["constants"],
+        launch(
+            _apply_kernel, (cdiv(n, ROWS), columns, 1), x, statistics, x if residual is None else residual, out, n,
+            **tile, RESIDUAL=residual is not None, RELU=relu,
         )  # fmt: skip
         return out, statistics
     *_, scale, shift = statistics
@@ -140,11 +141,14 @@ def _normalize_backward(grad, x, statistics, y, relu, with_residual, group=None)
     mean, reciprocal, scale, shift = statistics
     sums, line = (x.new_empty(2, channels, dtype=wide) for _ in range(2))
     if on_triton:
-        (programs, share), tile = _shares(n), _tile(channels)
-        switches = {"RELU": relu, "FROM_OUTPUT": y is not None, **tile["constants"]}
+        programs, share = _shares(n)
+        columns, tile = _tile(channels)
+        tile |= {"RELU": relu, "FROM_OUTPUT": y is not None}
         active = x if y is None else y
         parts = x.new_empty(2, programs, channels, dtype=torch.float64)
-        _sums_kernel[programs, tile["columns"]](grad, x, active, statistics, parts, n, share, programs, **switches)
+        launch(
+            _sums_kernel, (programs, columns, 1), grad, x, active, statistics, parts, n, share, programs, **tile
+        )  # fmt: skip
     else:
         kept = grad_residual if with_residual else grad_x if relu else grad  # the gradient behind the ReLU, exactly
         blocks = _blocks(grad, x, x if y is None else y, kept)
@@ -160,9 +164,10 @@ def _normalize_backward(grad, x, statistics, y, relu, with_residual, group=None)
             torch.sum(g, 0, out=of_grad)
             torch.sum((values - mean).mul_(g), 0, out=of_product)
     if on_triton and group is None:
-        _finish_sums_kernel[(triton.cdiv(channels, 16),)](
-            parts, statistics, sums, line, n, programs, CHANNELS=channels, COLUMNS=16, PARTS=128
-        )
+        launch(
+            _finish_sums_kernel, (cdiv(channels, 16), 1, 1), parts, statistics, sums, line, n, programs,
+            CHANNELS=channels, COLUMNS=16, PARTS=128,
+        )  # fmt: skip
     else:
         own = parts.double().sum(1)
         own[1] *= reciprocal
@@ -173,9 +178,10 @@ def _normalize_backward(grad, x, statistics, y, relu, with_residual, group=None)
         torch.mul(reciprocal, mean_unit, out=line[0])
         torch.sub(mean_grad, mean * line[0], out=line[1])
     if on_triton:
-        _grad_kernel[triton.cdiv(n, ROWS), tile["columns"]](
-            grad, x, active, statistics, line, grad_x, grad_residual, n, RESIDUAL=with_residual, **switches
-        )
+        launch(
+            _grad_kernel, (cdiv(n, ROWS), columns, 1), grad, x, active, statistics, line, grad_x, grad_residual, n,
+            **tile, RESIDUAL=with_residual,
+        )  # fmt: skip
     else:
         along, constant = line * scale
         for values, g, result in _blocks(x, kept, grad_x):
@@ -244,15 +250,14 @@ def _statistics(x):
 
 def _shares(n: int) -> tuple[int, int]:
     """(programs that share n rows, rows of each)."""
-    share = max(triton.cdiv(triton.cdiv(n, ROWS), PROGRAMS), 1) * ROWS
-    return triton.cdiv(n, share), share
+    share = max(cdiv(cdiv(n, ROWS), PROGRAMS), 1) * ROWS
+    return cdiv(n, share), share
 
 
-def _tile(channels: int) -> dict:
-    """A tile's constants, and how many lie beside each other."""
-    columns = min(triton.next_power_of_2(channels), COLUMNS)
-    constants = {"CHANNELS": channels, "ROWS": ROWS, "COLUMNS": columns}
-    return {"columns": triton.cdiv(channels, columns), "constants": constants}
+def _tile(channels: int) -> tuple[int, dict]:
+    """(tiles side by side, constants of a tile)."""
+    columns = min(1 << (channels - 1).bit_length(), COLUMNS)
+    return cdiv(channels, columns), {"CHANNELS": channels, "ROWS": ROWS, "COLUMNS": columns}
 
 
 @triton.jit
@@ -332,8 +337,8 @@ def _finish_statistics_kernel(
 
 @triton.jit(do_not_specialize=UNSPECIALIZED)
 def _apply_kernel(
-    x, statistics, residual, out, n, CHANNELS: tl.constexpr,
-    RESIDUAL: tl.constexpr, RELU: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    x, statistics, residual, out, n, CHANNELS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    RESIDUAL: tl.constexpr, RELU: tl.constexpr,
 ):  # fmt: skip
     place, mask, column, valid = _place(tl.program_id(0) * ROWS, n, CHANNELS, ROWS, COLUMNS)
     scale, shift = _affine(statistics, column, valid, CHANNELS)
@@ -369,8 +374,8 @@ def _activated(grad, x, active, place, mask, scale, shift, RELU: tl.constexpr, F
 
 @triton.jit(do_not_specialize=UNSPECIALIZED)
 def _sums_kernel(
-    grad, x, active, statistics, parts, n, share, programs, CHANNELS: tl.constexpr,
-    RELU: tl.constexpr, FROM_OUTPUT: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    grad, x, active, statistics, parts, n, share, programs,
+    CHANNELS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, RELU: tl.constexpr, FROM_OUTPUT: tl.constexpr,
 ):  # fmt: skip
     """Sums of the gradient, and of gradient x (x - mean), over each program's share of the rows, in float64."""
     begin = tl.program_id(0) * share
@@ -419,8 +424,9 @@ def _finish_sums_kernel(
 
 @triton.jit(do_not_specialize=UNSPECIALIZED)
 def _grad_kernel(
-    grad, x, active, statistics, line, grad_x, grad_residual, n, CHANNELS: tl.constexpr,
-    RESIDUAL: tl.constexpr, RELU: tl.constexpr, FROM_OUTPUT: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    grad, x, active, statistics, line, grad_x, grad_residual, n,
+    CHANNELS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, RELU: tl.constexpr, FROM_OUTPUT: tl.constexpr,
+    RESIDUAL: tl.constexpr,
 ):  # fmt: skip
     place, mask, column, valid = _place(tl.program_id(0) * ROWS, n, CHANNELS, ROWS, COLUMNS)
     scale, shift = _affine(statistics, column, valid, CHANNELS)
