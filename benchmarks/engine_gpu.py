@@ -12,6 +12,7 @@ interpreter: it shows that the script works, and its times mean nothing.
 
 import argparse
 import datetime
+import importlib.util
 import itertools
 import json
 import multiprocessing
@@ -44,8 +45,6 @@ from triton_kernels import (
     voxelize,
 )
 from triton_kernels.configurations import Configuration
-from triton_kernels.coordinates import pack
-from triton_kernels.hash_table import HashTable
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "float32": torch.float32}
 RESULTS = Path("benchmarks/results")
@@ -143,12 +142,12 @@ class Workload:
 
 def operations(layer: torch.nn.Module, x: torch.Tensor, m: kernel_map.Tiles) -> dict[str, Callable[[], torch.Tensor]]:
     """The three products of a layer, by the name of their configuration's use."""
-    transposed = isinstance(layer, SparseConvTranspose3d)
-    grad = torch.randn(m.n_fine if transposed else m.n_coarse, layer.weight.shape[2], device=x.device).to(x.dtype)
+    transposed, weight = isinstance(layer, SparseConvTranspose3d), layer.weight.detach().to(x.dtype)
+    grad = torch.randn(m.n_fine if transposed else m.n_coarse, weight.shape[2], device=x.device).to(x.dtype)
     rows = (m.pairs_coarse, m.pairs_fine) if transposed else (m.pairs_fine, m.pairs_coarse)
     return {
-        "forward": lambda: convolution._tiles(x, layer.weight, m, to_fine=transposed),
-        "input gradient": lambda: convolution._tiles(grad, layer.weight, m, to_fine=not transposed, transpose=True),
+        "forward": lambda: convolution._tiles(x, weight, m, to_fine=transposed),
+        "input gradient": lambda: convolution._tiles(grad, weight, m, to_fine=not transposed, transpose=True),
         "weight gradient": lambda: torch.ops.triton_kernels.weight_gradient_tiles(x, grad, *rows, m.start),
     }
 
@@ -182,12 +181,15 @@ def candidates(operation: str, c_in: int, c_out: int, dtype: torch.dtype, rows: 
     if operation == "convolve":
         splits = (1, 2, 4) if rows < 16384 else (1,)
         for c, d, s, warps, stages in itertools.product(columns or [fit_out], depths, splits, (4, 8), (3, 4)):
-            found.append(Configuration(0, c, d, s, warps, stages))
+            if s == 1 or stages == 3:
+                found.append(Configuration(0, c, d, s, warps, stages))
         return found
     heights = [c for c in (32, 64, 128) if c <= fit_in and c * 4 >= fit_in] or [fit_in]
-    for r, c, d, s in itertools.product(heights, columns or [fit_out], (32, 64), (4, 16, 32)):
-        found.append(Configuration(r, min(c, 128), d, s, 8 if r * c >= 8192 else 4, 3))
-    return found
+    for r, c, d, s in itertools.product(heights, columns or [fit_out], (32, 64), (1, 2, 4, 8, 16, 32)):
+        c = min(c, 128)
+        if 64 <= 27 * -(-c_in // r) * -(-c_out // c) * s <= 4096:  # programs: neither an idle GPU nor vast partial sums
+            found.append(Configuration(r, c, d, s, 8 if r * c >= 8192 else 4, 3))
+    return list(dict.fromkeys(found))
 
 
 def _use(operation: str, layer: torch.nn.Module) -> tuple[str, int, int]:
@@ -198,55 +200,60 @@ def _use(operation: str, layer: torch.nn.Module) -> tuple[str, int, int]:
     return ("convolve", c_out, c_in) if operation == "input gradient" else ("convolve", c_in, c_out)
 
 
-def _precompile(job: tuple) -> None:
-    """Launch each configuration once on a tiny cloud, in a process of a pool: Triton keeps what it compiles on disk."""
-    use, volume, height, dtype, found, device = job
-    name, c_in, c_out = use
-    grid = torch.arange(64, dtype=torch.int32, device=device)
-    coordinates = torch.stack((grid * 0, grid % 4, grid // 4 % 4, grid // 16), 1)
-    kernel = (2, 2, 2) if volume == 8 else (3, 3, 3)
+def _precompile(job: tuple) -> int:
+    """Run a product in each configuration on a tiny cloud, in a process of a pool: Triton keeps the kernels on disk.
+
+    Returns how many fit the device.
+    """
+    kind, channels, size, operation, height, dtype, found, device = job
+    points = torch.cartesian_prod(*[torch.arange(4.0)] * 3).to(device)
+    v = voxelize(points, torch.zeros(len(points), device=device), CartesianGrid(1.0), (1, 2))
+    cache, coarse = SparseTensor(v.coordinates.float(), v).cache, (1 if size == 3 else 2,) * 3
     with backend.forced("triton"), mock.patch.object(kernel_map, "tile_height", lambda n: height):
-        m = kernel_map.build_tiles(coordinates, coordinates.clone(), kernel, (1, 1, 1), HashTable(pack(coordinates)))
-        x, grad = (torch.randn(64, c, device=device).to(dtype) for c in (c_in, c_out))
-        weight = torch.randn(volume, c_in, c_out, device=device).to(dtype)
-        for c in found:
-            with mock.patch.object(convolution, "configuration", lambda *_, c=c: c):
-                if name == "weight_gradient":
-                    torch.ops.triton_kernels.weight_gradient_tiles(x, grad, m.pairs_fine, m.pairs_coarse, m.start)
-                else:
-                    for transpose in (False, True):
-                        w = weight.transpose(1, 2).contiguous() if transpose else weight
-                        convolution._tiles(x, w, m, to_fine=transpose, transpose=transpose)
+        m = cache.kernel_map((1,) * 3, coarse, (size,) * 3, (1,) * 3, dtype)
+        rows = m.n_coarse if kind is SparseConvTranspose3d else m.n_fine
+        layer = kind(*channels, size, coarse).to(device)
+        f = operations(layer, torch.randn(rows, channels[0], device=device).to(dtype), m)[operation]
+        return sum(_fits(f, c) for c in found)
 
 
-def tune(works: list[Workload], repeats: int) -> dict[str, list[int]]:
-    """The fastest configuration of every product of every layer, by the key of the shipped table."""
-    device, jobs, places = works[0].device, {}, {}
+def _fits(f: Callable[[], torch.Tensor], c: Configuration) -> bool:
+    with mock.patch.object(convolution, "configuration", lambda *_: c):
+        try:
+            f()
+        except triton.runtime.errors.OutOfResources:  # more shared memory than this device has
+            return False
+    return True
+
+
+def tune(works: list[Workload], repeats: int) -> dict[str, dict[str, list[int]]]:
+    """The fastest configuration of every product of every layer, by key and bits of the size of the shipped table."""
+    device, jobs, places = works[0].device, [], {}
     for work in works:
         for _, layer, x, m in work.calls():
             for operation, f in operations(layer, x, m).items():
                 use = _use(operation, layer)
                 n = len(m.pairs_fine) // len(layer.weight) if use[0] == "weight_gradient" else len(f())
-                capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else (0, 0)
-                key = configurations.name(*use, str(work.dtype).removeprefix("torch."), n.bit_length(), capability)
-                if key not in places:
-                    found = candidates(*use, work.dtype, n)
-                    places[key] = (f, found)
-                    jobs[key] = (use, len(layer.weight), kernel_map.tile_height(n), work.dtype, found, device)
+                key = configurations.name(*use, work.dtype.itemsize, device), str(n.bit_length())
+                found = candidates(*use, work.dtype, n)
+                channels, size = layer.weight.shape[1:], layer.kernel_size[0]
+                jobs.append(
+                    (type(layer), channels, size, operation, kernel_map.tile_height(n), work.dtype, found, device)
+                )
+                places.setdefault(key, (f, found))
     if device.type == "cuda":
+        jobs = list({str(job): job for job in jobs}.values())
         with ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as pool:
-            list(pool.map(_precompile, jobs.values()))
+            list(pool.map(_precompile, jobs))
     table = {}
-    for key, (f, found) in places.items():
+    for (key, bits), (f, found) in places.items():
         times = {}
         for c in found:
-            with mock.patch.object(convolution, "configuration", lambda *_, c=c: c):
-                try:
+            if _fits(f, c):
+                with mock.patch.object(convolution, "configuration", lambda *_, c=c: c):
                     times[c] = seconds(f, device, repeats)
-                except triton.runtime.errors.OutOfResources:  # more shared memory than this device has
-                    continue
         if times:
-            table[key] = list(min(times, key=times.get))
+            table.setdefault(key, {})[bits] = list(min(times, key=times.get))
     return table
 
 
@@ -263,6 +270,8 @@ def test_on_device() -> str:
         "-p",
         "no:cacheprovider",
     ]
+    if importlib.util.find_spec("xdist"):
+        command += ["-n", "8"]  # each process compiles
     done = subprocess.run(command, capture_output=True, text=True)
     lines = (done.stdout + done.stderr).strip().splitlines()
     if done.returncode:
@@ -380,19 +389,22 @@ def main() -> None:
 
     with backend.forced("triton"):
         if not options.no_tune:
-            table = tune([workload(scans, "bf16") for scans in (options.batches[0], options.batches[-1])], repeats)
+            table = tune(
+                [workload(scans, "bf16") for scans in dict.fromkeys((options.batches[0], options.batches[-1]))], repeats
+            )
             say(f"tuned {len(table)} products")
             if not options.smoke:
                 kept = json.loads(configurations.TABLE.read_text()) if configurations.TABLE.exists() else {}
+                kept |= {key: kept.get(key, {}) | sizes for key, sizes in table.items()}
                 with atomic_write(configurations.TABLE) as temporary:
-                    temporary.write_text(json.dumps(kept | table, indent=0, sort_keys=True) + "\n")
+                    temporary.write_text(json.dumps(kept, indent=0, sort_keys=True) + "\n")
                 configurations._table.cache_clear(), configurations._look_up.cache_clear()
         for scans, kind in itertools.product(options.batches, options.types):
             work = workload(scans, kind)
             row = {"scans": scans, "type": kind, "voxels": len(work.points), **bench(work, repeats)}
             record["steps"].append(row)
             say(f"{scans} scans, {kind}: {row}")
-        for scans in (options.batches[0], options.batches[-1]):
+        for scans in dict.fromkeys((options.batches[0], options.batches[-1])):
             work = workload(scans, "bf16")
             record["layers"][f"{scans} scans, bf16"] = layers(work, repeats)
             if device.type == "cuda":

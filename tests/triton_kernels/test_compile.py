@@ -72,3 +72,24 @@ def test_every_shipped_kernel_compiles(tmp_path):
     rows = compiled(tmp_path, "^(?!.*(fp16|fp32))|27 96x96 fp16", "sm_80", "sm_100", "gfx942", "--once")
     assert len(rows) > 240
     check(rows)
+
+
+TUNING = """
+import torch, triton
+from benchmarks import engine_gpu, launches
+from triton_kernels import SparseConv3d, SparseConvTranspose3d
+triton.runtime.driver.set_active(launches.NoDevice())
+for kind, size, operation, use in (
+    (SparseConv3d, 3, "weight gradient", "weight_gradient"), (SparseConvTranspose3d, 2, "input gradient", "convolve")
+):
+    found = engine_gpu.candidates(use, 32, 32, torch.bfloat16, 4096)[:2]
+    found.append(found[0]._replace(rows=256, columns=256, depth=128, stages=8))  # more shared memory than there is
+    print(engine_gpu._precompile((kind, (32, 32), size, operation, 64, torch.bfloat16, found, torch.device("cpu"))))
+"""
+
+
+@pytest.mark.slow
+def test_tuning_compiles_its_candidates_and_leaves_out_what_does_not_fit():
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    done = subprocess.run([sys.executable, "-c", TUNING], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.stdout.split() == ["2", "2"], done.stderr

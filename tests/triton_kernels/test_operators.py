@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import nn
 from torch.library import opcheck
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from benchmarks.launches import Operations, counted
 from slidr.minkunet import MinkUNet
+from tests.triton_kernels.conftest import DEVICE
 from tests.triton_kernels.test_reference import cloud
 from triton_kernels import (
     BatchNorm,
@@ -105,15 +106,14 @@ class TorchsOwnWatch(contextlib.AbstractContextManager):
         torch.cuda.set_sync_debug_mode("default")
 
 
-class NoWaiting(TorchDispatchMode):
+class NoWaiting(Operations):
     """Fails at every operation whose result the host must see before it can go on: each would wait for a GPU."""
 
     WAITS = ("_local_scalar_dense", "nonzero", "masked_select", "unique")
 
-    def __torch_dispatch__(self, op, types, args=(), kwargs=None):
-        boolean = op.name() == "aten::index.Tensor" and any(i is not None and i.dtype == torch.bool for i in args[1])
-        assert not boolean and not any(name in op.name() for name in self.WAITS), f"{op.name()} waits for the device"
-        return op(*args, **(kwargs or {}))
+    def note(self, name, operator, arguments):
+        boolean = name == "index" and any(i is not None and i.dtype == torch.bool for i in arguments[1])
+        assert not boolean and not any(wait in name for wait in self.WAITS), f"{name} waits for the device"
 
 
 def test_the_host_never_waits_between_the_size_read_and_the_loss(triton_device):
@@ -139,3 +139,23 @@ def test_the_host_never_waits_between_the_size_read_and_the_loss(triton_device):
         assert step(TorchsOwnWatch()).isfinite().all()
     with pytest.raises(AssertionError, match="waits for the device"), NoWaiting():
         int(points.sum())  # the watch itself works
+
+
+@pytest.mark.skipif(DEVICE.type == "cuda", reason="Triton's launches are counted in its interpreter")
+def test_a_layer_is_few_launches(triton_device):
+    """With few scans a GPU waits for its host, which takes some microseconds a launch."""
+    torch.manual_seed(0)
+    coordinates = cloud(60, 60)
+    x = SparseTensor(torch.randn(len(coordinates), 5, requires_grad=True), coordinates)
+    layer, norm = SparseConv3d(5, 7, 3), BatchNorm(7)
+    layer(x)  # makes the map
+    with counted() as forward:
+        y = layer(x)
+        y = norm(y, residual=y, relu=True).features
+    assert forward == dict.fromkeys(
+        ("_convolve", "_statistics_kernel", "_finish_statistics_kernel", "_apply_kernel"), 1
+    )
+    with counted() as backward:
+        torch.autograd.grad(y, (x.features, layer.weight, norm.bn.weight), torch.ones_like(y))
+    ours = {"_sums_kernel": 1, "_finish_sums_kernel": 1, "_grad_kernel": 1, "_convolve": 1, "_weight_gradient": 1}
+    assert backward == ours | {"add": 1, "ones_like": 1}  # the sum of both ways to y, and this test's own
