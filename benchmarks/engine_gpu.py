@@ -44,7 +44,6 @@ from triton_kernels import (
     voxelize,
 )
 from triton_kernels.configurations import Configuration
-from triton_kernels.coordinates import pack
 from triton_kernels.hash_table import HashTable
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "float32": torch.float32}
@@ -206,7 +205,7 @@ def _precompile(job: tuple) -> None:
     coordinates = torch.stack((grid * 0, grid % 4, grid // 4 % 4, grid // 16), 1)
     kernel = (2, 2, 2) if volume == 8 else (3, 3, 3)
     with backend.forced("triton"), mock.patch.object(kernel_map, "tile_height", lambda n: height):
-        m = kernel_map.build_tiles(coordinates, coordinates.clone(), kernel, (1, 1, 1), HashTable(pack(coordinates)))
+        m = kernel_map.build_tiles(coordinates, coordinates.clone(), kernel, (1, 1, 1), HashTable.of(coordinates))
         x, grad = (torch.randn(64, c, device=device).to(dtype) for c in (c_in, c_out))
         weight = torch.randn(volume, c_in, c_out, device=device).to(dtype)
         for c in found:
