@@ -29,7 +29,6 @@ from triton_kernels import (
     SparseConv3d,
     SparseConvTranspose3d,
     convolution,
-    coordinates,
     hash_table,
     kernel_map,
     normalization,
@@ -73,14 +72,15 @@ class Compiled:
     narrow_rows: int  # column vectors of row addresses computed in 32 bits, which overflow beyond 2^31 elements
 
 
-INT32 = """order table ordered lists counts rows_in rows_out start coordinates slot_rows fine_of coarse_of pairs_fine
-pairs_coarse bits ends rank""".split()
+INT32 = """table ordered lists counts rows_in rows_out start coordinates strides slot_rows slot_numbers places marks
+fine_of coarse_of pairs_fine pairs_coarse bits rank""".split()
+INT64 = "slots first_rows inverse hits ends order".split()
 VOXELS = (20_700, 11_500, 5_400, 2_450, 960)  # of a 32-beam scan at strides 1 to 16
 
 
 def _job(name: str, kernel, constants: dict, warps: int = 4, stages: int = 3, **types: str) -> Job:
     """A job; arguments whose types are not given are int32 pointers where INT32 names them, int64 pointers, or ints."""
-    known = dict.fromkeys(INT32, "*i32") | dict.fromkeys(("keys", "slots", "found"), "*i64") | types
+    known = dict.fromkeys(INT32, "*i32") | dict.fromkeys(INT64, "*i64") | types
     names = inspect.signature(kernel.fn).parameters
     constants = {n: v for n, v in constants.items() if n in names}
     return Job(name, kernel, {n: known.get(n, "i32") for n in names if n not in constants}, constants, warps, stages)
@@ -104,15 +104,15 @@ def jobs() -> list[Job]:
     """Every kernel in every shape that training Res16UNet34C launches, with 1 and with 16 scans."""
     k, n = kernel_map, normalization
     all_jobs = [
-        _job("pack", coordinates._pack, {"BLOCK": 1024}),
-        _job("insert", hash_table._insert, {"BLOCK": 256}),
-        _job("find", hash_table._find, {"BLOCK": 256}),
-        _job("pack_pairs", k._pack_pairs, {"BLOCK": 1024}),
-        *(_job(f"look_up mirrored={m}", k._look_up, {"MIRRORED": m, "BLOCK": 256}) for m in (True, False)),
+        _job("insert", hash_table._insert, {"BLOCK": hash_table.BLOCK}),
+        _job("mark", hash_table._mark, {"BLOCK": hash_table.BLOCK}),
+        _job("collect", hash_table._collect, {"BLOCK": hash_table.BLOCK}, ends="*i32", found="*i32"),
+        *(_job(f"look_up mirrored={m}", k._look_up, {"MIRRORED": m, "BLOCK": k.ROWS}) for m in (True, False)),
     ]
     for volume in (8, 27):
-        constants = {"VOLUME": volume, "WORD": triton.language.int32, "BLOCK": 256}
+        constants = {"VOLUME": volume, "BLOCK": k.ROWS}
         all_jobs.append(_job(f"rank {volume}", k._rank, constants))
+        all_jobs.append(_job(f"pack_pairs {volume}", k._pack_pairs, constants))
         for height in (32, 64, 128):
             all_jobs.append(_job(f"tile {volume} x {height}", k._tile, {"VOLUME": volume, "HEIGHT": height}))
     for dtype, pointer in POINTERS.items():

@@ -9,8 +9,7 @@ import torch
 os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")  # what Triton 3.9 does anyway, with a warning at every start
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # Triton, too, reads it once: when a kernel is defined
 # Sizes that differ from batch to batch: Triton would compile a kernel again for each that is 1 or a multiple of 16.
-UNSPECIALIZED = """n n_fine total capacity stride_x stride_y stride_z size_x size_y size_z step_x step_y
-step_z share programs""".split()
+UNSPECIALIZED = "n n_fine capacity size_x size_y size_z step_x step_y step_z share programs".split()
 _forced: list[str] = []
 _compiled: dict[tuple, object] = {}
 

@@ -4,8 +4,6 @@ import torch
 import triton
 import triton.language as tl
 
-from triton_kernels.backend import UNSPECIALIZED, uses_triton
-
 BITS = (10, 18, 18, 17)  # of batch, x, y, z; 63 in all, so that keys are never negative
 LOWEST = tuple([0] + [-(1 << (b - 1)) for b in BITS[1:]])
 HIGHEST = tuple(low + (1 << b) - 1 for low, b in zip(LOWEST, BITS, strict=True))
@@ -51,14 +49,14 @@ def floor_to(coordinates: torch.Tensor, stride: Triple) -> torch.Tensor:
 
 def pack(coordinates: torch.Tensor, stride: Triple = (1, 1, 1)) -> torch.Tensor:
     """`[V, 4]` integers inside the range -> keys `[V]` int64 of their floors, ordered like the tuples."""
-    if uses_triton(coordinates.device):
-        coordinates = coordinates.int().contiguous()
-        keys = torch.empty(len(coordinates), dtype=torch.int64, device=coordinates.device)
-        if len(keys):
-            _pack[(triton.cdiv(len(keys), 1024),)](coordinates, keys, len(keys), *stride, BLOCK=1024)
-        return keys
-    c = floor_to(coordinates, stride).long()
-    return sum((c[:, i] - LOWEST[i]) << SHIFT[i] for i in range(4))
+    b, x, y, z = floor_to(coordinates, stride).long().unbind(1)
+    return (b << SHIFT[0]) + (x << SHIFT[1]) + (y << SHIFT[2]) + (z - key_offset(LOWEST[1:]))
+
+
+def unpack(keys: torch.Tensor) -> torch.Tensor:
+    """Keys `[V]` -> coordinates `[V, 4]` int32: the way back from `pack`."""
+    columns = (((keys >> s) & ((1 << b) - 1)) + low for s, b, low in zip(SHIFT, BITS, LOWEST, strict=True))
+    return torch.stack([c.int() for c in columns], 1)
 
 
 def key_offset(offset: Triple) -> int:
@@ -93,12 +91,11 @@ def _floor(c, stride):
     return c - tl.where(rest < 0, rest + stride, rest)
 
 
-@triton.jit(do_not_specialize=UNSPECIALIZED)
-def _pack(coordinates, keys, n, stride_x, stride_y, stride_z, BLOCK: tl.constexpr):
-    row = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    inside = row < n
-    batch = tl.load(coordinates + row * 4, mask=inside, other=0)
-    x = _floor(tl.load(coordinates + row * 4 + 1, mask=inside, other=0), stride_x)
-    y = _floor(tl.load(coordinates + row * 4 + 2, mask=inside, other=0), stride_y)
-    z = _floor(tl.load(coordinates + row * 4 + 3, mask=inside, other=0), stride_z)
-    tl.store(keys + row, key_of(batch, x, y, z), mask=inside)
+@triton.jit
+def rounded(coordinates, row, inside, stride):
+    """Coordinates of rows, rounded down to the stride: three int32 in memory."""
+    at = coordinates + row.to(tl.int64) * 4
+    x = _floor(tl.load(at + 1, mask=inside, other=0), tl.load(stride))
+    y = _floor(tl.load(at + 2, mask=inside, other=0), tl.load(stride + 1))
+    z = _floor(tl.load(at + 3, mask=inside, other=0), tl.load(stride + 2))
+    return tl.load(at, mask=inside, other=0), x, y, z

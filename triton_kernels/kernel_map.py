@@ -15,7 +15,7 @@ import torch
 import triton
 import triton.language as tl
 
-from triton_kernels.backend import UNSPECIALIZED
+from triton_kernels.backend import UNSPECIALIZED, cdiv, launch
 from triton_kernels.coordinates import (
     HIGHEST,
     LOWEST,
@@ -27,10 +27,10 @@ from triton_kernels.coordinates import (
     key_offset,
     pack,
 )
-from triton_kernels.hash_table import HashTable, distinct, find, first_rows
+from triton_kernels.hash_table import Distinct, HashTable, SortedKeys, find
 
 BLOCK = 4096  # rows that torch writes at once: enough for products at full speed, few enough for the processor's cache
-SORTABLE = 62  # offsets that fit a row's bit mask; larger kernels keep their rows unsorted
+ROWS = 256  # that one program of a Triton kernel looks up, ranks or packs
 
 
 @dataclass(frozen=True)
@@ -78,8 +78,8 @@ class Pairs:
 class Plan:
     """One side of a map, as the Triton convolution that writes this side's rows reads it.
 
-    `order`: `[n]` row of each slot. `table`: `[K, n]` neighbour of each slot at each offset, -1 for none. `lists`,
-    `counts`: `[tiles, K]`, `[tiles]` the offsets that occur in each tile of `height` slots. All int32.
+    `order`: `[n]` int64 row of each slot. `table`: `[K, n]` neighbour of each slot at each offset, -1 for none.
+    `lists`, `counts`: `[tiles, K]`, `[tiles]` the offsets that occur in each tile of `height` slots. All else int32.
     """
 
     order: torch.Tensor
@@ -113,7 +113,7 @@ def kernel_offsets(kernel: Triple) -> list[Triple]:
     return [(a, b, c) for c, b, a in product(*axes[::-1])]
 
 
-def build_pairs(fine: torch.Tensor, coarse: torch.Tensor, kernel: Triple, step: Triple, table: HashTable) -> Pairs:
+def build_pairs(fine: torch.Tensor, coarse: torch.Tensor, kernel: Triple, step: Triple, table: SortedKeys) -> Pairs:
     """The map of a convolution, for torch.
 
     Args:
@@ -170,34 +170,37 @@ def build_tiles(fine: torch.Tensor, coarse: torch.Tensor, kernel: Triple, step: 
     volume, n, n_fine = math.prod(kernel), len(coarse), len(fine)
     mirrored = coarse is fine and all(k % 2 for k in kernel)
     int32 = {"dtype": torch.int32, "device": coarse.device}
-    fine_of = torch.full((volume, n), -1, **int32)
-    coarse_of = fine_of if mirrored else torch.full((volume, n_fine), -1, **int32)
-    if n and n_fine:
-        grid = (triton.cdiv(n, 256), volume // 2 + 1 if mirrored else volume)  # a mirrored half is written alongside
-        _look_up[grid](
-            coarse, table.keys, table.rows, table.capacity, fine_of, coarse_of, n, n_fine, *kernel, *step,
-            MIRRORED=mirrored, BLOCK=256,
-        )  # fmt: skip
-    flat = fine_of.view(-1)
-    ends = torch.cumsum(flat >= 0, 0, dtype=torch.int64 if len(flat) >= 2**31 else torch.int32)
-    start = torch.zeros(volume + 1, dtype=ends.dtype, device=ends.device)
+    coarse_of = torch.full((volume, n_fine), -1, **int32)  # written only where there is a neighbour
+    fine_of = coarse_of if mirrored else torch.empty((volume, n), **int32)
     if n:
-        start[1:] = ends[n - 1 :: n]
-    pairs = torch.empty((2, len(flat)), **int32)
-    if len(flat):
-        _pack_pairs[(triton.cdiv(len(flat), 1024),)](flat, ends, pairs[0], pairs[1], n, len(flat), BLOCK=1024)
+        grid = (cdiv(n, ROWS), volume // 2 + 1 if mirrored else volume, 1)  # a mirrored half is written alongside
+        launch(
+            _look_up, grid, coarse, table.slots, table.rows, len(table.slots), fine_of, coarse_of, n, n_fine,
+            *kernel, *step, MIRRORED=mirrored, BLOCK=ROWS,
+        )  # fmt: skip
     bits = _bits(kernel, coarse.device)
-    return Tiles(plan(fine_of, bits), None if mirrored else plan(coarse_of, bits), pairs[0], pairs[1], start, n_fine, n)
+    plan_coarse, hits = plan(fine_of, bits)
+    start = (torch.empty if n else torch.zeros)(
+        volume + 1, dtype=torch.int64 if volume * n >= 2**31 else torch.int32, device=coarse.device
+    )
+    pairs = torch.empty((2, volume * n), **int32)
+    if n:
+        ends = torch.cumsum(hits, 0)
+        launch(_pack_pairs, (cdiv(n, ROWS), volume, 1), fine_of, ends, *pairs, start, n, VOLUME=volume, BLOCK=ROWS)
+    plan_fine = None if mirrored else plan(coarse_of, bits)[0]
+    return Tiles(plan_coarse, plan_fine, *pairs, start, n_fine, n)
 
 
 @functools.cache
 def _bits(kernel: Triple, device: torch.device) -> torch.Tensor:
-    """Bit of each offset in a row's mask: the farthest offset, the rarest in any cloud, takes the top one."""
+    """Bit of each offset in a row's mask: the farthest offset, the rarest in any cloud, takes the top one.
+
+    Where there are more offsets than bits, those about as far away share one.
+    """
     offsets = kernel_offsets(kernel)
     by_distance = sorted(range(len(offsets)), key=lambda k: sum(o * o for o in offsets[k]))
-    bits = torch.empty(len(offsets), dtype=torch.int32)
-    bits[by_distance] = torch.arange(len(offsets), dtype=torch.int32)
-    return bits.to(device)
+    bits = {k: place * min(len(offsets), 62) // len(offsets) for place, k in enumerate(by_distance)}
+    return torch.tensor([bits[k] for k in range(len(offsets))], dtype=torch.int32, device=device)
 
 
 def tile_height(rows: int) -> int:
@@ -205,23 +208,23 @@ def tile_height(rows: int) -> int:
     return 128 if rows >= 32768 else 64 if rows >= 4096 else 32
 
 
-def plan(table: torch.Tensor, bits: torch.Tensor) -> Plan:
-    """Sort the rows of a table `[K, n]` by their neighbours, and list each tile's offsets."""
+def plan(table: torch.Tensor, bits: torch.Tensor) -> tuple[Plan, torch.Tensor]:
+    """Sort the rows of a table `[K, n]` by their neighbours, and list each tile's offsets.
+
+    Returns the number of neighbours at each offset in each block of ROWS rows, too: `[K * blocks]` int64.
+    """
     volume, n = table.shape
-    int32 = {"dtype": torch.int32, "device": table.device}
-    height = tile_height(n)
-    tiles = triton.cdiv(n, height)
-    ordered, lists = torch.empty_like(table), torch.empty((tiles, volume), **int32)
-    counts, order = torch.empty(tiles, **int32), torch.arange(n, **int32)
+    height, blocks = tile_height(n), cdiv(n, ROWS)
+    tiles = cdiv(n, height)
+    rank = table.new_empty(n, dtype=torch.int32 if volume < 32 else torch.int64)
+    hits = table.new_empty(volume * blocks, dtype=torch.int64)
+    ordered, lists, counts = torch.empty_like(table), table.new_empty(tiles, volume), table.new_empty(tiles)
     if n:
-        if volume <= SORTABLE:
-            rank = torch.empty(n, dtype=torch.int32 if volume < 32 else torch.int64, device=table.device)
-            _rank[(triton.cdiv(n, 256),)](
-                table, bits, rank, n, VOLUME=volume, WORD=tl.int32 if volume < 32 else tl.int64, BLOCK=256
-            )
-            order = torch.sort(rank, stable=True)[1].int()
-        _tile[(tiles,)](table, order, ordered, lists, counts, n, VOLUME=volume, HEIGHT=height)
-    return Plan(order, ordered, lists, counts, height)
+        launch(_rank, (blocks, 1, 1), table, bits, rank, hits, n, VOLUME=volume, BLOCK=ROWS)
+    order = torch.sort(rank, stable=True)[1]
+    if n:
+        launch(_tile, (tiles, 1, 1), table, order, ordered, lists, counts, n, VOLUME=volume, HEIGHT=height)
+    return Plan(order, ordered, lists, counts, height), hits
 
 
 def downsample(coordinates: torch.Tensor, stride: Triple) -> torch.Tensor:
@@ -238,8 +241,8 @@ def reached(coarse: torch.Tensor, kernel: Triple, step: Triple) -> torch.Tensor:
 
 def _distinct(coordinates: torch.Tensor) -> torch.Tensor:
     check(coordinates)  # rounding down and reaching forward may leave the range, where keys would wrap
-    number, first, count = distinct(pack(coordinates))
-    return coordinates[first_rows(number, first, int(count))]
+    distinct = Distinct(coordinates.int().contiguous())
+    return distinct.collect(distinct.ends.tolist() or [0])[0]
 
 
 @triton.jit
@@ -274,25 +277,37 @@ def _look_up(
 
 
 @triton.jit(do_not_specialize=UNSPECIALIZED)
-def _pack_pairs(table, ends, pairs_fine, pairs_coarse, n, total, BLOCK: tl.constexpr):
-    """Write each neighbour of a flat table to its place among the pairs."""
-    i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    found = tl.load(table + i, mask=i < total, other=-1)
-    hit = found >= 0
-    place = tl.load(ends + i, mask=hit, other=1) - 1
-    tl.store(pairs_fine + place, found, mask=hit)
-    tl.store(pairs_coarse + place, (i % n).to(tl.int32), mask=hit)
+def _pack_pairs(table, ends, pairs_fine, pairs_coarse, start, n, VOLUME: tl.constexpr, BLOCK: tl.constexpr):
+    """Write each neighbour to its place among the pairs: offset after offset, and in each row after row."""
+    block = tl.program_id(0)
+    k = tl.program_id(1).to(tl.int64)
+    row = block.to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    found = tl.load(table + k * n + row, mask=row < n, other=-1)
+    hit = (found >= 0).to(tl.int32)
+    end = tl.load(ends + k * tl.num_programs(0) + block)
+    place = end - tl.sum(hit, 0) + tl.cumsum(hit, 0) - 1
+    tl.store(pairs_fine + place, found, mask=found >= 0)
+    tl.store(pairs_coarse + place, row.to(tl.int32), mask=found >= 0)
+    if block == 0:
+        tl.store(start + k, (end - tl.sum(hit, 0)).to(start.dtype.element_ty))
+    if (block == tl.num_programs(0) - 1) & (k == VOLUME - 1):
+        tl.store(start + VOLUME, end.to(start.dtype.element_ty))
 
 
 @triton.jit(do_not_specialize=UNSPECIALIZED)
-def _rank(table, bits, rank, n, VOLUME: tl.constexpr, WORD: tl.constexpr, BLOCK: tl.constexpr):
-    """Place of each row's neighbour mask in the Gray sequence: next to it stand masks that differ in one offset."""
-    row = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+def _rank(table, bits, rank, hits, n, VOLUME: tl.constexpr, BLOCK: tl.constexpr):
+    """Place of each row's neighbour mask in the Gray sequence: next to it stand masks that differ in one offset.
+
+    On the way, count the neighbours at each offset.
+    """
+    block = tl.program_id(0)
+    row = block.to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = row < n
-    mask = tl.zeros((BLOCK,), WORD)
+    mask = tl.zeros((BLOCK,), rank.dtype.element_ty)
     for k in range(VOLUME):
-        neighbour = tl.load(table + tl.cast(k, tl.int64) * n + row, mask=inside, other=-1)
-        mask |= (neighbour >= 0).to(WORD) << tl.load(bits + k).to(WORD)
+        hit = tl.load(table + tl.cast(k, tl.int64) * n + row, mask=inside, other=-1) >= 0
+        mask |= hit.to(mask.dtype) << tl.load(bits + k).to(mask.dtype)
+        tl.store(hits + tl.cast(k, tl.int64) * tl.num_programs(0) + block, tl.sum(hit.to(tl.int32), 0).to(tl.int64))
     mask ^= mask >> 1
     mask ^= mask >> 2
     mask ^= mask >> 4

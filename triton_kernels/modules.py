@@ -12,8 +12,8 @@ from torch import nn
 from triton_kernels import kernel_map as maps
 from triton_kernels.backend import uses_triton
 from triton_kernels.convolution import convolve
-from triton_kernels.coordinates import check, pack, triple
-from triton_kernels.hash_table import HashTable
+from triton_kernels.coordinates import check, triple
+from triton_kernels.hash_table import Distinct, HashTable, SortedKeys
 from triton_kernels.normalization import normalize
 from triton_kernels.voxelize import Voxels
 
@@ -25,7 +25,7 @@ class _Cache:
 
     def __init__(self):
         self.coordinates: dict[tuple, torch.Tensor] = {}
-        self.tables: dict[tuple, HashTable] = {}
+        self.tables: dict[tuple, HashTable | SortedKeys] = {}
         self.maps: dict[tuple, maps.Pairs | maps.Tiles] = {}
 
     @torch.compiler.disable  # how many rows there are depends on the data
@@ -33,13 +33,14 @@ class _Cache:
         self, fine: tuple, coarse: tuple, kernel: tuple, dilation: tuple, dtype: torch.dtype
     ) -> maps.Pairs | maps.Tiles:
         """The map from the coordinates at stride `fine` to those at stride `coarse`, for features of `dtype`."""
-        build = maps.build_tiles if uses_triton(self.coordinates[fine].device, dtype) else maps.build_pairs
+        on_triton = uses_triton(self.coordinates[fine].device, dtype)
+        build, kind = (maps.build_tiles, HashTable) if on_triton else (maps.build_pairs, SortedKeys)
         name = (fine, coarse, kernel, dilation, build)
         if name not in self.maps:
-            if fine not in self.tables:
-                self.tables[fine] = HashTable(pack(self.coordinates[fine]))
-            step = tuple(d * s for d, s in zip(dilation, fine, strict=True))
-            self.maps[name] = build(self.coordinates[fine], self.coordinates[coarse], kernel, step, self.tables[fine])
+            if (fine, kind) not in self.tables:
+                self.tables[fine, kind] = kind.of(self.coordinates[fine])
+            step, table = tuple(d * s for d, s in zip(dilation, fine, strict=True)), self.tables[fine, kind]
+            self.maps[name] = build(self.coordinates[fine], self.coordinates[coarse], kernel, step, table)
         return self.maps[name]
 
     @torch.compiler.disable
@@ -69,18 +70,19 @@ class SparseTensor:
         self.cache = _Cache()
         if isinstance(coordinates, Voxels):
             self.cache.coordinates |= coordinates.levels
+            self.cache.tables |= {(stride, type(table)): table for stride, table in coordinates.tables.items()}
             _check_features(features, self.coordinates)
             return
         check(coordinates)
         _check_features(features, coordinates)
         if self.stride != (1, 1, 1) and (coordinates[:, 1:] % coordinates.new_tensor(self.stride)).any():
             raise ValueError(f"coordinates must be multiples of the stride {self.stride}.")
-        keys = pack(coordinates)
-        table = HashTable(keys)
-        if (table.find(keys) != torch.arange(len(keys), device=keys.device)).any():
+        coordinates = self.cache.coordinates[self.stride] = coordinates.int().contiguous()
+        distinct, count = Distinct(coordinates), len(coordinates)
+        if sum(distinct.ends.tolist()) != count:
             raise ValueError("a coordinate occurs twice; voxelize the points first.")
-        self.cache.coordinates[self.stride] = coordinates.int()
-        self.cache.tables[self.stride] = table
+        (table,) = distinct.collect([count])[-1]
+        self.cache.tables[self.stride, type(table)] = table
 
     @property
     def coordinates(self) -> torch.Tensor:

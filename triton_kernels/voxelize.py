@@ -1,12 +1,13 @@
 """Points -> voxels, and the map back."""
 
+import itertools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
-from triton_kernels.coordinates import Triple, check_span, floor_to, pack, triple
-from triton_kernels.hash_table import distinct, first_rows
+from triton_kernels.coordinates import Triple, check_span, triple
+from triton_kernels.hash_table import Distinct, HashTable, SortedKeys
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,8 @@ class CartesianGrid:
 
     def bins(self, points: torch.Tensor) -> torch.Tensor:
         """Continuous grid coordinates `[N, 3]` of points `[N, 3]` in metres, in the points' own precision."""
-        return points / torch.as_tensor(self.edge, dtype=points.dtype, device=points.device)
+        edges = self.edge if isinstance(self.edge, tuple) else (self.edge,)
+        return points / torch.cat([points.new_full((1,), edge) for edge in edges])  # made there: sending would wait
 
 
 def _check_edges(*edges: float) -> None:
@@ -55,6 +57,7 @@ class Voxels:
     first: torch.Tensor  # [V] int64: row of each voxel's first point in input order
     inverse: torch.Tensor  # [N] int64: voxel of each point
     levels: dict[Triple, torch.Tensor]  # tensor stride -> [V', 4] int32, of every stride asked for
+    tables: dict[Triple, HashTable | SortedKeys] = field(default_factory=dict)  # tensor stride -> rows of `levels`
 
     def mean(self, values: torch.Tensor) -> torch.Tensor:
         """Mean `[V, C]` of the rows of `values [N, C]` in each voxel, summed in float32 at least and in a fixed order.
@@ -93,24 +96,22 @@ def voxelize(
             f"voxelize takes points [N, 3] and a batch index [N]; they are {list(points.shape)} and "
             f"{list(batch_index.shape)}."
         )
-    levels = [triple(stride, "strides") for stride in dict.fromkeys((1, *strides))]
+    levels = tuple(dict.fromkeys(triple(stride, "strides") for stride in (1, *strides)))
     bins = torch.floor(grid.bins(points[:, :3]))
     cells = torch.cat((batch_index[:, None].to(bins.dtype), bins), 1)
     if len(cells) == 0:
         nothing, rows = cells.int(), batch_index.long()
         return Voxels(nothing, rows, rows, dict.fromkeys(levels, nothing))
-    quantized = cells.int()
-    numbered = [distinct(pack(quantized, level)) for level in levels]
-    # Everything the host must know, in one transfer: points that are not finite, the span, the number of voxels.
-    facts = (torch.isfinite(cells).all(1).logical_not().sum()[None], cells.amin(0), cells.amax(0))
-    facts = torch.cat([f.double() for f in (*facts, *(count for *_, count in numbered))]).tolist()
-    if facts[0]:
-        raise ValueError(f"{int(facts[0])} of {len(points)} points are not finite; remove them first.")
-    low, high = ([int(f) for f in facts[i : i + 4]] for i in (1, 5))
+    distinct = Distinct(cells.int(), levels)
+    # All that the host must know, in one transfer: the span, which is not finite unless every point is, and the sizes.
+    facts = torch.cat([f.double() for f in (*torch.aminmax(cells, dim=0), distinct.ends)]).tolist()
+    if not all(map(math.isfinite, facts)):
+        bad = int(torch.isfinite(cells).all(1).logical_not().sum())
+        raise ValueError(f"{bad} of {len(points)} points are not finite; remove them first.")
+    low, high, ends = ([int(f) for f in part] for part in (facts[:4], facts[4:8], facts[8:]))
     for level in levels:
         check_span([low[0], *(c // s * s for c, s in zip(low[1:], level, strict=True))], high)
-    rows = [
-        first_rows(number, first, int(count)) for (number, first, _), count in zip(numbered, facts[9:], strict=True)
-    ]
-    coordinates = {level: floor_to(quantized[r], level) for level, r in zip(levels, rows, strict=True)}
-    return Voxels(coordinates[levels[0]], rows[0], numbered[0][0], coordinates)
+    found, first, inverse, tables = distinct.collect(ends)
+    sizes = [end - begin for begin, end in itertools.pairwise((0, *ends))]
+    coordinates = dict(zip(levels, found.split(sizes), strict=True))
+    return Voxels(coordinates[levels[0]], first, inverse, coordinates, dict(zip(levels, tables, strict=True)))

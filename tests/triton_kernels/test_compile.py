@@ -12,7 +12,7 @@ from tests.conftest import ROOT
 
 FEW = "|".join(
     (
-        "^(pack|insert|find|pack_pairs|statistics bf16)$",
+        "^(insert|mark|collect|pack_pairs 27|statistics bf16)$",
         "^look_up|^rank 27|^tile 8 x 64|residual=True bf16",
         "^convolve .* 27 (96x96|1x32|32x1) (bf16|fp32) tile (64|128)",
         "^weight_gradient 27 96x96 (bf16|fp32)",
@@ -59,7 +59,7 @@ def test_some_kernels_compile_for_every_target(tmp_path):
     check(rows)
     large = [row for row in rows if re.search("convolve.*tile 128|weight_gradient", row["name"])]
     assert len(large) > 5 and not any(row["narrow_rows"] for row in large)  # features beyond 2^31 elements
-    others = compiled(tmp_path, "^(find|convolve forward 27 96x96 bf16 tile 64)", "sm_80", "sm_100", "gfx942")
+    others = compiled(tmp_path, "^(insert|convolve forward 27 96x96 bf16 tile 64)", "sm_80", "sm_100", "gfx942")
     assert {row["target"] for row in others} == {"sm_80", "sm_100", "gfx942"}
     check(others)
 

@@ -13,16 +13,17 @@ from tests.triton_kernels.conftest import DEVICE
 from tests.triton_kernels.test_reference import cloud
 from triton_kernels import (
     BatchNorm,
+    CartesianGrid,
     CylindricalGrid,
     SparseConv3d,
     SparseConvTranspose3d,
     SparseTensor,
+    backend,
     kernel_map,
     to_points,
     voxelize,
 )
-from triton_kernels.coordinates import pack
-from triton_kernels.hash_table import HashTable
+from triton_kernels.hash_table import HashTable, SortedKeys
 
 OPS = torch.ops.triton_kernels
 CHECKS = ("test_schema", "test_faketensor")
@@ -34,15 +35,15 @@ def test_schemas_and_fakes(device, n):
     n = len(coordinates)
     x, grad = torch.randn(n, 5, device=device), torch.randn(n, 7, device=device)
     weight = torch.randn(27, 5, 7, device=device)
-    where = (coordinates, coordinates, (3, 3, 3), (1, 1, 1), HashTable(pack(coordinates)))
-    s = kernel_map.build_pairs(*where).coarse
+    where = (coordinates, coordinates, (3, 3, 3), (1, 1, 1))
+    s = kernel_map.build_pairs(*where, SortedKeys.of(coordinates)).coarse
     arguments = (x, weight, s.read, s.order, s.starts, s.counts, True, False)
     opcheck(OPS.convolve_pairs.default, arguments, test_utils=CHECKS)
     for wanted in ((True, True), (False, True), (True, False)):
         arguments = (grad, x, weight, s.read, s.written, s.order, s.starts, s.counts, True, True, *wanted)
         opcheck(OPS.convolve_pairs_backward.default, arguments, test_utils=CHECKS)
-    if hasattr(where[-1], "capacity"):
-        tiles = kernel_map.build_tiles(*where)
+    if backend.uses_triton(device):
+        tiles = kernel_map.build_tiles(*where, HashTable.of(coordinates))
         p = tiles.coarse
         plan = (p.order, p.table, p.lists, p.counts, p.height)
         opcheck(OPS.convolve_tiles.default, (x, weight, *plan, False, False), test_utils=CHECKS)
@@ -114,6 +115,16 @@ class NoWaiting(Operations):
     def note(self, name, operator, arguments):
         boolean = name == "index" and any(i is not None and i.dtype == torch.bool for i in arguments[1])
         assert not boolean and not any(wait in name for wait in self.WAITS), f"{name} waits for the device"
+
+
+@pytest.mark.parametrize("grid", [CylindricalGrid(), CartesianGrid(0.2), CartesianGrid((0.1, 0.2, 0.3))])
+def test_voxelize_waits_once(triton_device, grid, monkeypatch):
+    reads, tolist = [], torch.Tensor.tolist
+    monkeypatch.setattr(torch.Tensor, "tolist", lambda tensor: reads.append(tensor) or tolist(tensor))
+    points = torch.randn(60, 3, device=triton_device)
+    with NoWaiting():
+        voxelize(points, torch.arange(60, device=triton_device) % 2, grid, strides=(1, 2, 4))
+    assert len(reads) == 1
 
 
 def test_the_host_never_waits_between_the_size_read_and_the_loss(triton_device):

@@ -10,6 +10,7 @@ from tests.triton_kernels.conftest import DEVICE, listed
 from tests.triton_kernels.test_reference import cloud, tuples
 from triton_kernels import (
     BatchNorm,
+    CartesianGrid,
     CylindricalGrid,
     SparseConv3d,
     SparseConvTranspose3d,
@@ -20,8 +21,8 @@ from triton_kernels import (
     reference,
     voxelize,
 )
-from triton_kernels.coordinates import HIGHEST, LOWEST, pack
-from triton_kernels.hash_table import HashTable, distinct, first_rows
+from triton_kernels.coordinates import HIGHEST, LOWEST, pack, unpack
+from triton_kernels.hash_table import Distinct, HashTable
 
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 2e-3}
 
@@ -137,16 +138,17 @@ def test_maps_and_plans_by_definition(seed, n, kernel):
             assert plan.lists[tile, :count].tolist() == occurring
 
 
-def test_similar_rows_share_a_tile(triton_device):
+@pytest.mark.parametrize(("size", "saved"), [(3, 0.8), (5, 0.95)])  # 125 offsets share the mask's 62 bits
+def test_similar_rows_share_a_tile(triton_device, size, saved):
     """Sorting by neighbours must save work: fewer listed offsets than the same rows unsorted."""
     x = tensor(1500, 1, spread=8)
-    table = kernel_map.build_tiles(x.coordinates, x.coordinates, (3, 3, 3), (1, 1, 1), HashTable(pack(x.coordinates)))
+    table = kernel_map.build_tiles(x.coordinates, x.coordinates, (size,) * 3, (1, 1, 1), HashTable.of(x.coordinates))
     order = table.coarse.order.long()
     unsorted = torch.empty_like(table.coarse.table)
     unsorted[:, order] = table.coarse.table
     height = table.coarse.height
     listed_unsorted = sum(int((part >= 0).any(1).sum()) for part in unsorted.split(height, 1))
-    assert int(table.coarse.counts.sum()) < 0.8 * listed_unsorted
+    assert int(table.coarse.counts.sum()) < saved * listed_unsorted
 
 
 def test_the_edge_of_the_range_is_no_seam(device):
@@ -158,36 +160,97 @@ def test_the_edge_of_the_range_is_no_seam(device):
     assert sorted(listed(found)) == [(13, i, i) for i in range(4)]
 
 
+AXES = [st.integers(-3, 3) | st.integers(low + 4, high) for low, high in zip(LOWEST, HIGHEST, strict=True)]
+CELLS = st.tuples(st.integers(0, 2) | st.integers(0, HIGHEST[0]), *AXES[1:])
+
+
 @settings(max_examples=20)
-@given(keys=st.lists(st.integers(0, 40) | st.integers(0, 2**63 - 1), max_size=80), extra=st.integers(0, 50))
-def test_hash_table_by_definition(keys, extra):
-    expected = {key: keys.index(key) for key in keys}
-    tensor_of = torch.tensor(keys, dtype=torch.int64, device=DEVICE)
+@given(cells=st.lists(CELLS, max_size=80), asked=st.lists(CELLS, max_size=5))
+def test_distinct_coordinates_and_their_tables_by_definition(cells, asked):
+    strides = ((1, 1, 1), (2, 2, 2), (3, 1, 4))
+    levels = [reference.downsample(cells, stride) for stride in strides]
+    given = torch.tensor(cells, dtype=torch.int32, device=DEVICE).view(-1, 4)
     for name in ("torch", "triton"):
         with backend.forced(name):
-            asked = torch.cat((tensor_of, torch.tensor([extra, 2**63 - 1], device=DEVICE)))
-            assert HashTable(tensor_of).find(asked).tolist() == [expected.get(key, -1) for key in asked.tolist()]
-            number, first, count = distinct(tensor_of)
-            unique = list(dict.fromkeys(keys))
-            assert int(count) == len(unique)
-            assert number.tolist() == [unique.index(key) for key in keys]
-            assert first_rows(number, first, len(unique)).tolist() == [keys.index(key) for key in unique]
+            distinct = Distinct(given, strides)
+            ends = distinct.ends.tolist() or [0, 0, 0]
+            assert ends == [sum(map(len, levels[:i])) for i in (1, 2, 3)]
+            found, first, inverse, tables = distinct.collect(ends)
+            assert tuples(found) == sum(levels, [])
+            assert first.tolist() == [cells.index(cell) for cell in levels[0]]
+            assert inverse.tolist() == [levels[0].index(cell) for cell in cells]
+            for level, table in zip(levels, tables, strict=True):
+                queries = list(dict.fromkeys([*asked, *level]))
+                fine, coarse = (torch.tensor(c, device=DEVICE).int().view(-1, 4) for c in (level, queries))
+                build = kernel_map.build_tiles if name == "triton" else kernel_map.build_pairs
+                rows = [(0, level.index(cell), i) for i, cell in enumerate(queries) if cell in level]
+                assert listed(build(fine, coarse, (1, 1, 1), (1, 1, 1), table)) == rows
 
 
-@pytest.mark.parametrize("n", [0, 1, 300])
+def test_keys_and_back():
+    corners = torch.tensor([LOWEST, HIGHEST, (0, -1, -1, -1), (3, 1, -2, 3)], dtype=torch.int32)
+    assert torch.equal(unpack(pack(corners)), corners)
+    assert tuples(unpack(pack(corners[1:], (2, 4, 5)))) == reference.downsample(tuples(corners[1:]), (2, 4, 5))
+    assert unpack(pack(corners[:0])).shape == (0, 4)
+
+
+@pytest.mark.parametrize("n", [0, 1, 300, 1023])
 def test_voxelize_is_the_same_on_both_backends(n):
     rng = np.random.default_rng(n)
     points = torch.from_numpy(rng.normal(0, 0.4, (n, 3)).astype(np.float32)).to(DEVICE)
-    batch = torch.from_numpy(rng.integers(0, 3, n)).to(DEVICE)
+    batch = torch.from_numpy(rng.choice((0, 2), n)).to(DEVICE)  # item 1 is empty
     results = []
     for name in ("torch", "triton"):
         with backend.forced(name):
-            results.append(voxelize(points, batch, CylindricalGrid(), strides=(1, 2, 3, 4)))
+            results.append(voxelize(points, batch, CylindricalGrid(), strides=(1, 2, 3, 4, (1, 2, 5))))
     a, b = results
     assert torch.equal(a.first, b.first) and torch.equal(a.inverse, b.inverse) and a.levels.keys() == b.levels.keys()
     for stride, coordinates in a.levels.items():
         assert torch.equal(coordinates, b.levels[stride])
         assert tuples(coordinates) == reference.downsample(tuples(a.coordinates), stride)
+
+
+@pytest.mark.parametrize(
+    ("points", "words"),
+    [
+        ([[0.0, 1, 2], [float("nan"), 0, 0], [0, float("inf"), 0]], "2 of 3 points are not finite"),
+        ([[0.0, 1, 2], [0, -1e6, 0]], "coordinate y spans -10000000 to 10"),
+        ([[0.0, 1, 2], [0, 0, 1e12]], "coordinate z spans"),
+    ],
+)
+def test_points_that_have_no_voxel(device, points, words):
+    with pytest.raises(ValueError, match=words):
+        voxelize(torch.tensor(points, device=device), torch.zeros(len(points), device=device), CartesianGrid(), (1, 2))
+
+
+@pytest.mark.parametrize("n", [1, 300, 1023])
+def test_maps_from_voxelizing_are_those_from_coordinates(device, n):
+    """The tables that voxelize filled give what tables of the coordinates give."""
+    rng = np.random.default_rng(n)
+    points = torch.from_numpy(rng.normal(0, 0.6, (n, 3)).astype(np.float32)).to(device)
+    v = voxelize(points, torch.arange(n, device=device) % 2, CylindricalGrid(), strides=(1, 2, 4))
+    x, y = (SparseTensor(torch.zeros(len(v.first), 1, device=device), c) for c in (v, v.coordinates))
+    y.cache.coordinates |= v.levels
+    one, two, four = ((s,) * 3 for s in (1, 2, 4))
+    for fine, coarse, kernel in ((one, one, 3), (one, two, 2), (two, four, 3), (four, four, 3)):
+        a, b, double = (
+            t.cache.kernel_map(fine, coarse, (kernel,) * 3, one, dtype)
+            for t, dtype in ((x, torch.float32), (y, torch.float32), (x, torch.float64))
+        )
+        assert listed(a) == listed(b) == listed(double) and len(listed(a)) > 0
+        for name, value in vars(a.coarse).items():
+            if name not in ("lists", "height", "counts"):  # a list's end is not written
+                assert torch.equal(value, getattr(b.coarse, name))
+    assert all(x.cache.tables[stride, type(table)] is table for stride, table in v.tables.items())  # not made afresh
+
+
+def test_empty_sides_of_a_map(triton_device):
+    some, none = tensor(40, 1).coordinates, torch.empty(0, 4, dtype=torch.int32, device=triton_device)
+    for fine, coarse in ((some, none), (none, some), (none, none)):
+        found = kernel_map.build_tiles(fine, coarse, (2, 2, 2), (1, 1, 1), HashTable.of(fine))
+        assert listed(found) == [] and found.start.tolist() == [0] * 9
+        assert (found.coarse.table == -1).all() and (found.fine.table == -1).all()
+        assert not found.coarse.counts.any() and not found.fine.counts.any()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
