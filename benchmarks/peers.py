@@ -153,9 +153,102 @@ def spconv(network: MinkUNet, package: str) -> Step:
     return _replaced(network, layers, start, half=half)
 
 
+def minkowski(network: MinkUNet) -> Step:
+    """MinkowskiEngine 0.5. Its coordinates are ours, its transposed layers find the level by themselves; float32 only.
+
+    Source: `MinkowskiConvolution.py` and `MinkowskiSparseTensor.py` of NVIDIA/MinkowskiEngine; for float32 its issues
+    392 and 486.
+    """
+    library = importlib.import_module("MinkowskiEngine")
+    layers = {}
+    for _, layer in _convolutions(network):
+        up = isinstance(layer, SparseConvTranspose3d)
+        kind = library.MinkowskiConvolutionTranspose if up else library.MinkowskiConvolution
+        c_in, c_out = layer.weight.shape[1:]
+        theirs = kind(c_in, c_out, kernel_size=layer.kernel_size[0], stride=layer.stride[0], dimension=3)
+        theirs.kernel.data.copy_(layouts.to_minkowski(layer.weight.data))
+        layers[layer] = theirs
+
+    def write(tensor, features):
+        where = {"coordinate_map_key": tensor.coordinate_map_key, "coordinate_manager": tensor.coordinate_manager}
+        return library.SparseTensor(features, **where)
+
+    def start(features, coordinates):
+        return _Theirs(library.SparseTensor(features, coordinates.int().contiguous()), lambda t: t.F, write)
+
+    return _replaced(network, layers, start, half=torch.float32)
+
+
+def torchsparse(network: MinkUNet) -> Step:
+    """torchsparse 2.1 (TorchSparse++) in its default mode. On CUDA only; no bfloat16.
+
+    Coordinates are batch first, unlike those of 2.0. Negative ones are dropped unless a slower mode is set, and so is
+    what lies beyond the range, which strided layers divide, as spconv's do. Source: mit-han-lab/torchsparse,
+    `nn/functional/conv/conv.py` and `backend/others/sparsemapping_cuda.cu`, its release notes; for bfloat16 issue 276.
+    """
+    library, theirs_nn, utils = (importlib.import_module(f"torchsparse{name}") for name in ("", ".nn", ".nn.utils"))
+    layers = {}
+    for _, layer in _convolutions(network):
+        c_in, c_out = layer.weight.shape[1:]
+        up = isinstance(layer, SparseConvTranspose3d)
+        theirs = theirs_nn.Conv3d(c_in, c_out, layer.kernel_size[0], layer.stride[0], transposed=up)
+        theirs.kernel.data.copy_(layouts.to_torchsparse(layer.weight.data, layer.kernel_size))
+        layers[layer] = theirs
+
+    def start(features, coordinates):
+        moved, extents = _moved(coordinates)
+        tensor = library.SparseTensor(features, moved, spatial_range=tuple(extents))
+        return _Theirs(tensor, lambda t: t.feats, lambda t, f: utils.fapply(t, lambda _: f))
+
+    return _replaced(network, layers, start, half=torch.float16)
+
+
+def flex_gemm(network: MinkUNet) -> Step:
+    """FlexGEMM's submanifold layers. Strided and transposed layers, and each level's coordinates, stay OURS.
+
+    It documents no other layer: a development branch has a strided one whose backward returns too few gradients, and
+    a transposed one exists in a fork alone. On CUDA only; no negative coordinates; its kernels take the features'
+    type, whichever it is. Source: JeffreyXiang/FlexGEMM, `flex_gemm/ops/spconv/submanifold_conv3d.py` and
+    `sparse_conv3d.py`.
+    """
+    convolve = importlib.import_module("flex_gemm.ops.spconv").sparse_submanifold_conv3d
+    layers = {
+        layer: nn.Parameter(layouts.to_spconv(layer.weight.data, layer.kernel_size))
+        for _, layer in _convolutions(network)
+        if layer.stride == (1, 1, 1)
+    }
+    extents, levels = [], {}  # of the cloud in hand; (stride, kernel size) -> coordinates there, their neighbours
+
+    def start(features, coordinates):
+        levels.clear()
+        moved, extents[:] = _moved(coordinates)
+        return SparseTensor(features, moved)
+
+    def through(weight, x):
+        level = x.stride[0], weight.shape[1]
+        if level not in levels:
+            coordinates = x.coordinates.clone()
+            coordinates[:, 1:] //= x.stride[0]
+            levels[level] = coordinates, None
+        coordinates, neighbours = levels[level]
+        kind = x.features.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.features.dtype
+        features, weight = x.features.to(dtype), weight.to(dtype)
+        shape = torch.Size((extents[0], features.shape[1], *(e // x.stride[0] for e in extents[1:])))
+        bias = features.new_zeros(len(weight))  # its backward reads the bias without asking whether there is one
+        out, neighbours = convolve(features, coordinates, shape, weight, bias, neighbours)
+        levels[level] = coordinates, neighbours
+        return x.with_features(out)
+
+    return _replaced(network, layers, start, through)
+
+
 PEERS = {  # name -> its package, what builds its step, the devices it runs on
     "spconv": ("spconv", partial(spconv, package="spconv"), ("cpu", "cuda")),
     "spconv_triton": ("spconv_triton", partial(spconv, package="spconv_triton"), ("cuda",)),
+    "MinkowskiEngine": ("MinkowskiEngine", minkowski, ("cpu", "cuda")),
+    "torchsparse": ("torchsparse", torchsparse, ("cuda",)),
+    "flex_gemm (strided layers: ours)": ("flex_gemm", flex_gemm, ("cuda",)),
 }
 
 
