@@ -62,7 +62,8 @@ def engine(network: MinkUNet) -> peers.Step:
 
 def steps(network: MinkUNet) -> dict[str, peers.Step]:
     """Ways to compute the network, by name."""
-    return {"engine": engine(network), "plain": peers.plain(network), **peers.available(network, torch.device("cpu"))}
+    others = {name: build(network) for name, build in peers.available(torch.device("cpu")).items()}
+    return {"engine": engine(network), "plain": peers.plain(network), **others}
 
 
 def train(way: peers.Step, precision: str, features: torch.Tensor, coordinates: torch.Tensor) -> None:

@@ -291,8 +291,9 @@ def bench(work: Workload, repeats: int) -> dict:
     row["voxelize_ms"] = 1e3 * seconds(work.voxels, device, repeats)
     row["maps_ms"] = 1e3 * seconds(lambda: work.maps(work.voxels()), device, repeats) - row["voxelize_ms"]
     row["peers"] = {}
-    for name, peer in peers.available(work.network, device).items():
+    for name, build in peers.available(device).items():
         try:
+            peer = build(work.network)
             difference = peers.check(work.network, peer, work.features, work.coordinates)
             row["peers"][name] = {
                 "difference": difference,

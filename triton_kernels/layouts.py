@@ -21,14 +21,17 @@ def to_minkowski(weight: torch.Tensor) -> torch.Tensor:
 
 
 def from_spconv(weight: torch.Tensor) -> torch.Tensor:
-    """spconv 2's `weight`, `[Cout, k0, k1, k2, Cin]` (KRSC): of SubMConv3d, SparseConv3d and SparseInverseConv3d."""
+    """spconv 2's `weight`, `[Cout, k0, k1, k2, Cin]` (KRSC): of SubMConv3d, SparseConv3d and SparseInverseConv3d.
+
+    FlexGEMM's is the same.
+    """
     if weight.ndim != 5:
         raise ValueError(f"spconv 2 keeps weights as [Cout, k0, k1, k2, Cin]; this one is {list(weight.shape)}.")
     return weight.permute(3, 2, 1, 4, 0).reshape(-1, weight.shape[4], weight.shape[0])
 
 
 def to_spconv(weight: torch.Tensor, kernel_size: int | tuple[int, int, int]) -> torch.Tensor:
-    """Ours as spconv 2's `weight`."""
+    """Ours as spconv 2's `weight`, or FlexGEMM's."""
     k0, k1, k2 = _checked(weight, kernel_size)
     return weight.reshape(k2, k1, k0, *weight.shape[1:]).permute(4, 2, 1, 0, 3).contiguous()
 
