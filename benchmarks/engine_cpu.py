@@ -36,7 +36,7 @@ def multiplications(network: MinkUNet, features: torch.Tensor, coordinates: torc
         fine, coarse = (output, inputs[0]) if isinstance(layer, SparseConvTranspose3d) else (inputs[0], output)
         where = (fine.stride, coarse.stride, layer.kernel_size, layer.dilation, features.dtype)
         # 1x1x1 layers have no map
-        pairs = len(fine.features if len(layer.weight) == 1 else fine.cache.kernel_map(*where).listed())
+        pairs = len(fine.features if len(layer.weight) == 1 else peers.listed(fine.cache.kernel_map(*where)))
         total += 2 * pairs * layer.weight[0].numel() * (2 if layer is network.conv0p1s1 else 3)
 
     kinds = (SparseConv3d, SparseConvTranspose3d)

@@ -123,8 +123,8 @@ def jobs() -> list[Job]:
                 all_jobs += _convolution_jobs(volume, c_in, c_out, VOXELS[level] * scans, dtype, types)
         block = {"ROWS": n.ROWS, "COLUMNS": n.COLUMNS, "CHANNELS": 96}
         types |= dict.fromkeys(("statistics", "line", "sums", "bias", "running_mean", "running_variance"), "*fp32")
-        all_jobs.append(_job(f"statistics {short}", n._statistics_kernel, block, **types | {"parts": "*fp32"}))
         types["parts"] = "*fp64"
+        all_jobs.append(_job(f"statistics {short}", n._statistics_kernel, block, **types))
         for residual in (False, True):
             switches = block | {"RELU": True, "FROM_OUTPUT": residual, "RESIDUAL": residual}
             for kernel in (n._apply_kernel, n._sums_kernel, n._grad_kernel):
@@ -132,7 +132,7 @@ def jobs() -> list[Job]:
                 all_jobs.append(_job(name, kernel, switches, **types))
     block = {"CHANNELS": 96, "COLUMNS": 16, "PARTS": 128}
     all_jobs.append(_job("finish_sums", n._finish_sums_kernel, block, **types))
-    types |= {"parts": "*fp32", "batches": "*i64", "momentum": "fp32", "eps": "fp32", "weight": "*fp32"}
+    types |= {"batches": "*i64", "momentum": "fp32", "eps": "fp32", "weight": "*fp32"}
     all_jobs.append(_job("finish_statistics", n._finish_statistics_kernel, block, **types))
     unique = {(j.kernel, *map(str, (j.types, j.constants, j.warps, j.stages))): j for j in all_jobs[::-1]}
     return list(unique.values())[::-1]

@@ -15,6 +15,7 @@ from torch import nn
 
 from slidr.minkunet import MinkUNet
 from triton_kernels import BatchNorm, SparseConv3d, SparseConvTranspose3d, SparseTensor, layouts, modules
+from triton_kernels.kernel_map import BLOCK, Pairs
 
 Step = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # features [V, 1], coordinates [V, 4] -> output [V, 64]
 
@@ -26,9 +27,23 @@ def plain_norm(norm: BatchNorm, x, residual=None, relu: bool = False):
     return x.with_features(torch.relu(features) if relu else features)
 
 
+def listed(kernel_map: Pairs) -> torch.Tensor:
+    """Every (k, fine row, coarse row) of a map `[P, 3]` int64, by k, then by coarse row."""
+    side = kernel_map.coarse
+    n = len(side.starts) - 1
+    blocks = max(-(-n // BLOCK), 1)
+    volume = len(side.counts) // blocks
+    ks = torch.arange(volume).repeat(blocks).repeat_interleave(torch.tensor(side.counts)).to(side.read.device)
+    found = torch.stack((ks, side.read, side.written), 1)
+    if kernel_map.fine is None:  # the middle offset, which the map leaves out
+        rows = torch.arange(n, device=ks.device)
+        found = torch.cat((found, torch.stack((torch.full_like(rows, volume // 2), rows, rows), 1)))
+    return found[torch.argsort(found[:, 0] * n + found[:, 2])]
+
+
 def gather_multiply_scatter(x, weight, kernel_map, transposed=False):
     """What one writes first: one gather, product and scatter per kernel offset, gradients by autograd."""
-    ks, rows_in, rows_out = kernel_map.listed().T
+    ks, rows_in, rows_out = listed(kernel_map).T
     side = kernel_map.fine if transposed else kernel_map.coarse
     if transposed:
         rows_in, rows_out = rows_out, rows_in

@@ -61,18 +61,6 @@ class Pairs:
     coarse: Side
     fine: Side | None
 
-    def listed(self) -> torch.Tensor:
-        """Every (k, fine row, coarse row) `[P, 3]` int64, by k, then by coarse row: for tests and benchmarks."""
-        s = self.coarse
-        n, blocks = len(s.starts) - 1, max(-(-(len(s.starts) - 1) // BLOCK), 1)
-        volume = len(s.counts) // blocks
-        ks = torch.arange(volume, device=s.read.device).repeat(blocks).repeat_interleave(s.read.new_tensor(s.counts))
-        found = torch.stack((ks, s.read, s.written), 1)
-        if self.fine is None:
-            rows = torch.arange(n, device=ks.device)
-            found = torch.cat((found, torch.stack((torch.full_like(rows, volume // 2), rows, rows), 1)))
-        return found[torch.argsort(found[:, 0] * n + found[:, 2])]
-
 
 @dataclass(frozen=True)
 class Plan:

@@ -95,24 +95,23 @@ def _normalize(x, weight, bias, residual, running_mean, running_variance, batche
     if on_triton:
         programs, share = _shares(n)
         columns, tile = _tile(channels)
-        parts = x.new_empty(2, programs, channels, dtype=torch.float32)
+        parts = x.new_empty(2, programs, channels, dtype=torch.float64)
         launch(_statistics_kernel, (programs, columns, 1), x, parts, n, share, programs, **tile)
     if on_triton and group is None:
         launch(
             _finish_statistics_kernel, (cdiv(channels, 16), 1, 1), parts, weight, bias, running_mean, running_variance,
-            batches, statistics, n, share, programs, momentum, eps, CHANNELS=channels, COLUMNS=16, PARTS=128,
+            batches, statistics, n, programs, momentum, eps, CHANNELS=channels, COLUMNS=16, PARTS=128,
         )  # fmt: skip
     else:
-        mean, squares = _combine_blocks(*parts, share, n) if on_triton else _statistics(x)
-        rows, free = n, max(n - 1, 1)
-        if group is not None:
-            mean, squares, rows = _across(mean, squares, n, group)
-            free = (rows - 1).clamp(min=1)
-        mean, variance = mean.to(wide), (squares / rows).to(wide)
-        running_mean.lerp_(mean.to(running_mean.dtype), momentum)
-        running_variance.lerp_((squares / free).to(running_variance.dtype), momentum)
+        sums = parts.sum(1) if on_triton else _statistics(x)
+        sums, rows = (sums, n) if group is None else _summed(sums, n, group)
+        mean = sums[0] / rows
+        variance = (sums[1] / rows - mean**2).clamp(min=0)
+        unbiased = variance * rows / (max(n - 1, 1) if group is None else (rows - 1).clamp(min=1))
+        for running, seen in ((running_mean, mean), (running_variance, unbiased)):
+            running.lerp_(seen.to(running.dtype), momentum)
         batches += 1
-        reciprocal = torch.rsqrt(variance + eps)
+        mean, reciprocal = mean.to(wide), torch.rsqrt(variance.to(wide) + eps)
         scale = reciprocal * weight
         torch.stack((mean, reciprocal, scale, bias - mean * scale), out=statistics)
     if on_triton:
@@ -199,53 +198,28 @@ def _(grad, x, statistics, y, relu, with_residual):
     return torch.empty_like(x), torch.empty_like(x if with_residual else x[:0]), torch.empty_like(statistics[:2])
 
 
-def _combine(means, squares, counts, voxels):
-    """(mean, squared deviations) `[C]` in float64 of all rows, from those `[B, C]` of parts of `counts [B, 1]` rows."""
-    mean = (means.double() * counts).sum(0) / voxels
-    return mean, (squares.double() + counts * (means - mean) ** 2).sum(0)
-
-
-def _combine_blocks(means, squares, rows, voxels):
-    """`_combine` of blocks of `rows`, the last with what is left."""
-    counts = torch.full((len(means), 1), rows, dtype=torch.float64, device=means.device)
-    counts[-1:] = voxels - rows * (len(means) - 1)
-    return _combine(means, squares, counts, max(voxels, 1))
-
-
-def _across(mean, squares, voxels, group):
-    """(mean, squared deviations, rows) of the rows of all processes, from those of each one's own."""
-    mine = torch.cat((mean, squares, mean.new_full((1,), voxels)))
-    every = mine.new_empty(group.size(), len(mine))
-    dist.all_gather(list(every), mine, group=group)
-    means, squares, counts = every.split((len(mean), len(mean), 1), 1)
-    total = counts.sum().clamp(min=1)
-    return *_combine(means, squares, counts, total), total
-
-
 def _summed(sums, voxels, group):
     """Sums `[2, C]` and numbers of rows, added over all processes."""
     total = torch.cat((sums.flatten(), sums.new_full((1,), voxels)))
     dist.all_reduce(total, group=group)
-    return total[:-1].view_as(sums), total[-1]
-
-
-def _rows(x):
-    """Rows a block, in torch."""
-    return max(VALUES // x.shape[1], 1)
+    return total[:-1].view_as(sums), total[-1].clamp(min=1)
 
 
 def _blocks(*features):
     """The blocks of several `[V, C]`, side by side."""
-    return list(zip(*(f.split(_rows(f)) for f in features), strict=True)) if len(features[0]) else []
+    rows = max(VALUES // features[0].shape[1], 1)
+    return list(zip(*(f.split(rows) for f in features), strict=True)) if len(features[0]) else []
 
 
 def _statistics(x):
+    """Sums `[2, C]` of x and x^2 in float64."""
     wide, blocks = torch.promote_types(x.dtype, torch.float32), _blocks(x)
     means, squares = x.new_empty(2, len(blocks), x.shape[1], dtype=wide)
     for (block,), mean, square in zip(blocks, means, squares, strict=True):
         torch.mean(block, 0, dtype=wide, out=mean)
-        torch.sum((block - mean).square_(), 0, out=square)  # centred before it is squared: no cancellation
-    return _combine_blocks(means, squares, _rows(x), len(x))
+        torch.sum((block - mean).square_(), 0, out=square)  # centred before it is squared: no cancellation in float32
+    means, counts = means.double(), torch.tensor([[len(block)] for (block,) in blocks], device=x.device).view(-1, 1)
+    return torch.stack(((means * counts).sum(0), (squares + means**2 * counts).sum(0)))
 
 
 def _shares(n: int) -> tuple[int, int]:
@@ -271,62 +245,67 @@ def _place(begin, end, CHANNELS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.c
 
 @triton.jit(do_not_specialize=UNSPECIALIZED)
 def _statistics_kernel(x, parts, n, share, programs, CHANNELS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """Mean and squared deviations of each program's share of the rows."""
+    """Sums of x and x^2 over each program's share of the rows, in float64."""
     begin = tl.program_id(0) * share
     end = tl.minimum(begin + share, n)
-    mean = tl.zeros((COLUMNS,), tl.float32)
-    squares = tl.zeros((COLUMNS,), tl.float32)
+    of_x = tl.zeros((COLUMNS,), tl.float64)
+    of_square = tl.zeros((COLUMNS,), tl.float64)
     for at in range(begin, end, ROWS):
-        place, mask, column, valid = _place(at, end, CHANNELS, ROWS, COLUMNS)
+        place, mask, _column, _valid = _place(at, end, CHANNELS, ROWS, COLUMNS)
         values = tl.load(x + place, mask=mask, other=0.0).to(tl.float32)
         count = tl.minimum(end - at, ROWS).to(tl.float32)
-        tile_mean = tl.sum(values, 0) / count
-        centred = tl.where(mask, values - tile_mean[None, :], 0.0)  # before it is squared: no cancellation
-        before = tl.cast(at - begin, tl.float32)
-        share_of_tile = count / (before + count)
-        difference = tile_mean - mean
-        mean += difference * share_of_tile
-        squares += tl.sum(centred * centred, 0) + difference * difference * (before * share_of_tile)
+        mean = tl.sum(values, 0) / count
+        centred = tl.where(mask, values - mean[None, :], 0.0)  # before it is squared: no cancellation in float32
+        weighted = mean.to(tl.float64) * count
+        of_x += weighted
+        of_square += tl.sum(centred * centred, 0) + weighted * mean
+    _store(parts, of_x, of_square, programs, CHANNELS, COLUMNS)
+
+
+@triton.jit
+def _store(parts, first, second, programs, CHANNELS: tl.constexpr, COLUMNS: tl.constexpr):
+    """Two sums of a program to its place among those of all."""
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     out = parts + tl.program_id(0) * CHANNELS + column
-    tl.store(out, mean, mask=column < CHANNELS)
-    tl.store(out + programs * CHANNELS, squares, mask=column < CHANNELS)
+    tl.store(out, first, mask=column < CHANNELS)
+    tl.store(out + programs * CHANNELS, second, mask=column < CHANNELS)
+
+
+@triton.jit
+def _total(parts, programs, CHANNELS: tl.constexpr, COLUMNS: tl.constexpr, PARTS: tl.constexpr):
+    """This program's columns, which of them there are, and their two sums over all programs."""
+    column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
+    valid = column < CHANNELS
+    first = tl.zeros((COLUMNS,), tl.float64)
+    second = tl.zeros((COLUMNS,), tl.float64)
+    for at in range(0, programs, PARTS):
+        part = at + tl.arange(0, PARTS)
+        mask = (part < programs)[:, None] & valid[None, :]
+        place = parts + part[:, None] * CHANNELS + column[None, :]
+        first += tl.sum(tl.load(place, mask=mask, other=0.0), 0)
+        second += tl.sum(tl.load(place + programs * CHANNELS, mask=mask, other=0.0), 0)
+    return column, valid, first, second
 
 
 @triton.jit(do_not_specialize=UNSPECIALIZED)
 def _finish_statistics_kernel(
-    parts, weight, bias, running_mean, running_variance, batches, statistics, n, share, programs, momentum, eps,
+    parts, weight, bias, running_mean, running_variance, batches, statistics, n, programs, momentum, eps,
     CHANNELS: tl.constexpr, COLUMNS: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
-    """Combine the programs' shares in float64, and all that is computed a channel."""
-    column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
-    valid = column < CHANNELS
+    """All that is computed a channel, running statistics included."""
+    column, valid, of_x, of_square = _total(parts, programs, CHANNELS, COLUMNS, PARTS)
     rows = tl.cast(n, tl.float64)
-    total = tl.zeros((COLUMNS,), tl.float64)
-    for at in range(0, programs, PARTS):
-        part = at + tl.arange(0, PARTS)
-        mask = (part < programs)[:, None] & valid[None, :]
-        count = tl.minimum(n - part * share, share).to(tl.float64)[:, None]
-        total += tl.sum(count * tl.load(parts + part[:, None] * CHANNELS + column[None, :], mask=mask, other=0.0), 0)
-    mean = total / rows
-    squares = tl.zeros((COLUMNS,), tl.float64)
-    for at in range(0, programs, PARTS):
-        part = at + tl.arange(0, PARTS)
-        mask = (part < programs)[:, None] & valid[None, :]
-        count = tl.minimum(n - part * share, share).to(tl.float64)[:, None]
-        place = parts + part[:, None] * CHANNELS + column[None, :]
-        difference = tl.load(place, mask=mask, other=0.0).to(tl.float64) - mean[None, :]
-        own = tl.load(place + programs * CHANNELS, mask=mask, other=0.0).to(tl.float64)
-        squares += tl.sum(tl.where(mask, own + count * difference * difference, 0.0), 0)
-    mean = mean.to(tl.float32)
-    reciprocal = tl.rsqrt((squares / rows).to(tl.float32) + eps)
+    exact = of_x / rows
+    variance = tl.maximum(of_square / rows - exact * exact, 0.0)
+    mean = exact.to(tl.float32)
+    reciprocal = tl.rsqrt(variance.to(tl.float32) + eps)
     scale = reciprocal * tl.load(weight + column, mask=valid, other=0.0)
     shift = tl.load(bias + column, mask=valid, other=0.0) - mean * scale
     tl.store(statistics + column, mean, mask=valid)
     tl.store(statistics + CHANNELS + column, reciprocal, mask=valid)
     tl.store(statistics + 2 * CHANNELS + column, scale, mask=valid)
     tl.store(statistics + 3 * CHANNELS + column, shift, mask=valid)
-    unbiased = (squares / tl.maximum(rows - 1, 1)).to(tl.float32)
+    unbiased = (variance * rows / tl.maximum(rows - 1, 1)).to(tl.float32)
     old = tl.load(running_mean + column, mask=valid, other=0.0)
     tl.store(running_mean + column, old + momentum * (mean - old), mask=valid)
     old = tl.load(running_variance + column, mask=valid, other=0.0)
@@ -391,9 +370,7 @@ def _sums_kernel(
         g, values = _activated(grad, x, active, place, mask, scale, shift, RELU, FROM_OUTPUT)
         of_grad += tl.sum(g, 0)
         of_product += tl.sum(g * (values - mean), 0)
-    out = parts + tl.program_id(0) * CHANNELS + column
-    tl.store(out, of_grad, mask=valid)
-    tl.store(out + programs * CHANNELS, of_product, mask=valid)
+    _store(parts, of_grad, of_product, programs, CHANNELS, COLUMNS)
 
 
 @triton.jit(do_not_specialize=UNSPECIALIZED)
@@ -401,16 +378,7 @@ def _finish_sums_kernel(
     parts, statistics, sums, line, n, programs, CHANNELS: tl.constexpr, COLUMNS: tl.constexpr, PARTS: tl.constexpr
 ):
     """Add the programs' sums, and make of them the line whose value at x is taken out of the gradient."""
-    column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
-    valid = column < CHANNELS
-    of_grad = tl.zeros((COLUMNS,), tl.float64)
-    of_product = tl.zeros((COLUMNS,), tl.float64)
-    for at in range(0, programs, PARTS):
-        part = at + tl.arange(0, PARTS)
-        mask = (part < programs)[:, None] & valid[None, :]
-        place = parts + part[:, None] * CHANNELS + column[None, :]
-        of_grad += tl.sum(tl.load(place, mask=mask, other=0.0), 0)
-        of_product += tl.sum(tl.load(place + programs * CHANNELS, mask=mask, other=0.0), 0)
+    column, valid, of_grad, of_product = _total(parts, programs, CHANNELS, COLUMNS, PARTS)
     mean = tl.load(statistics + column, mask=valid, other=0.0)
     reciprocal = tl.load(statistics + CHANNELS + column, mask=valid, other=0.0)
     of_unit = of_product * reciprocal

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from benchmarks import peers
 from triton_kernels import backend
 from triton_kernels.kernel_map import Pairs, Tiles
 
@@ -27,7 +28,7 @@ def listed(kernel_map: Pairs | Tiles) -> list[tuple[int, int, int]]:
     """All (k, fine row, coarse row) of a map, in its order."""
     m = kernel_map
     if isinstance(m, Pairs):
-        return list(map(tuple, m.listed().tolist()))
+        return list(map(tuple, peers.listed(m).tolist()))
     ends = m.start.tolist()
     ks = [k for k, (a, b) in enumerate(zip(ends, ends[1:], strict=False)) for _ in range(b - a)]
     return list(zip(ks, m.pairs_fine.tolist(), m.pairs_coarse.tolist(), strict=False))
