@@ -54,11 +54,10 @@ def launch(kernel, grid: tuple[int, int, int], *arguments, warps: int = 4, stage
     What was compiled is found again by all that Triton itself distinguishes: types, alignment of pointers, integers
     beyond 32 bits. Its own search takes 14 us a launch, this 8: a training step of few scans waits for its launches.
     """
+    key = (id(kernel), arguments[0].device, warps, stages, *constants.values(), *map(_sort, arguments))
     if INTERPRETED:
         kernel[grid](*arguments, **constants)
-        return
-    key = (id(kernel), arguments[0].device, warps, stages, *constants.values(), *map(_sort, arguments))
-    if key in _compiled:
+    elif key in _compiled:
         _compiled[key][grid](*arguments, *constants.values())
     else:
         _compiled[key] = kernel[grid](*arguments, **constants, num_warps=warps, num_stages=stages)

@@ -65,6 +65,5 @@ def _look_up(operation: str, c_in: int, c_out: int, bytes_each: int, size: int, 
     # as many programs as keep a GPU busy with 27 offsets, some 256 pairs each at least: each writes a partial sum
     programs = 27 * -(-c_in // fit[0]) * -(-c_out // fit[1])
     splits = 1 << max(min((512 // programs).bit_length() - 1, size - 8), 0)
-    return Configuration(
-        fit[0], fit[1], 32 if single else 64, splits, 8 if min(fit) > 64 else 4 if min(fit) > 16 else 2, 3
-    )
+    warps = 8 if min(fit) > 64 else 4 if min(fit) > 16 else 2
+    return Configuration(*fit, 32 if single else 64, splits, warps, 3)

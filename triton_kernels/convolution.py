@@ -46,19 +46,9 @@ class _PairConvolution(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         for_x, for_weight = ctx.needs_input_grad[:2]
         s, mirror = _side(ctx.map, to_fine=not ctx.transposed)
+        pairs = s.read, s.written, s.order, s.starts, s.counts
         grad_x, grad_weight = torch.ops.triton_kernels.convolve_pairs_backward(
-            grad,
-            x,
-            weight,
-            s.read,
-            s.written,
-            s.order,
-            s.starts,
-            s.counts,
-            ctx.map.fine is None,
-            mirror,
-            for_x,
-            for_weight,
+            grad, x, weight, *pairs, ctx.map.fine is None, mirror, for_x, for_weight
         )
         return grad_x if for_x else None, grad_weight if for_weight else None, None, None
 
@@ -75,12 +65,12 @@ class _TileConvolution(torch.autograd.Function):
     def backward(ctx, grad):
         x, weight = ctx.saved_tensors
         m, grad = ctx.map, grad.contiguous()
-        grad_x = grad_weight = None
-        if ctx.needs_input_grad[0]:
-            grad_x = _tiles(grad, weight, m, to_fine=not ctx.transposed, transpose=True)
-        if ctx.needs_input_grad[1]:
-            rows = (m.pairs_coarse, m.pairs_fine) if ctx.transposed else (m.pairs_fine, m.pairs_coarse)
-            grad_weight = torch.ops.triton_kernels.weight_gradient_tiles(x, grad, *rows, m.start).to(ctx.dtype)
+        for_x, for_weight = ctx.needs_input_grad[:2]
+        grad_x = _tiles(grad, weight, m, to_fine=not ctx.transposed, transpose=True) if for_x else None
+        if not for_weight:
+            return grad_x, None, None, None
+        rows = (m.pairs_coarse, m.pairs_fine) if ctx.transposed else (m.pairs_fine, m.pairs_coarse)
+        grad_weight = torch.ops.triton_kernels.weight_gradient_tiles(x, grad, *rows, m.start).to(ctx.dtype)
         return grad_x, grad_weight, None, None
 
 
@@ -139,10 +129,8 @@ def _gatherer(source: torch.Tensor, counts: list[int]):
 def _blocks(counts: list[int], volume: int, *rows: torch.Tensor) -> list[list[tuple[int, ...]]]:
     """Of each block: (k, its part of each of the `rows` of the pairs) for each offset k that occurs in it."""
     parts = list(zip(*(r.split(counts) for r in rows), strict=True))  # one call, not one a product
-    return [
-        [(k, *part) for k, part in enumerate(parts[i : i + volume]) if len(part[0])]
-        for i in range(0, len(counts), volume)
-    ]
+    spans = (enumerate(parts[i : i + volume]) for i in range(0, len(counts), volume))
+    return [[(k, *part) for k, part in span if len(part[0])] for span in spans]
 
 
 def _multiply(x, matrices, order, starts, counts, blocks, same, seen=None):

@@ -16,17 +16,7 @@ import triton
 import triton.language as tl
 
 from triton_kernels.backend import UNSPECIALIZED, cdiv, launch
-from triton_kernels.coordinates import (
-    HIGHEST,
-    LOWEST,
-    Triple,
-    check,
-    floor_to,
-    in_range,
-    key_of,
-    key_offset,
-    pack,
-)
+from triton_kernels.coordinates import HIGHEST, LOWEST, Triple, check, floor_to, in_range, key_of, key_offset, pack
 from triton_kernels.hash_table import Distinct, HashTable, SortedKeys, find
 
 BLOCK = 4096  # rows that torch writes at once: enough for products at full speed, few enough for the processor's cache
@@ -122,10 +112,11 @@ def build_pairs(fine: torch.Tensor, coarse: torch.Tensor, kernel: Triple, step: 
     for k, offset in enumerate(offsets[: len(offsets) // 2] if mirrored else offsets):
         found = table.find(keys + key_offset(offset))
         if any(low[i + 1] + o < LOWEST[i + 1] or high[i + 1] + o > HIGHEST[i + 1] for i, o in enumerate(offset)):
-            moved = queries[:, 1:] + torch.tensor(offset, device=queries.device)
-            inside = (moved >= torch.tensor(LOWEST[1:], device=moved.device)) & (
-                moved <= torch.tensor(HIGHEST[1:], device=moved.device)
+            moved, lowest, highest = (
+                queries[:, 1:] + queries.new_tensor(offset),
+                *map(queries.new_tensor, (LOWEST, HIGHEST)),
             )
+            inside = (moved >= lowest[1:]) & (moved <= highest[1:])
             found = torch.where(inside.all(1), found, -1)  # beyond the range a key would name another voxel
         hit = torch.nonzero(found >= 0).squeeze(1)
         found, rows = found[hit], order[hit]

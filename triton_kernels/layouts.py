@@ -39,18 +39,19 @@ def to_spconv(weight: torch.Tensor, kernel_size: int | tuple[int, int, int]) -> 
 def from_torchsparse(weight: torch.Tensor, kernel_size: int | tuple[int, int, int]) -> torch.Tensor:
     """torchsparse's `kernel`, `[K, Cin, Cout]` or `[Cin, Cout]`: axis 0 fastest if K is odd, slowest if it is even."""
     weight = from_minkowski(weight)
-    k0, k1, k2 = _checked(weight, kernel_size)
-    if len(weight) % 2:
-        return weight
-    return weight.reshape(k0, k1, k2, *weight.shape[1:]).transpose(0, 2).reshape(weight.shape)
+    return _turned(weight, _checked(weight, kernel_size))
 
 
 def to_torchsparse(weight: torch.Tensor, kernel_size: int | tuple[int, int, int]) -> torch.Tensor:
     """Ours as torchsparse's `kernel`."""
-    k0, k1, k2 = _checked(weight, kernel_size)
-    if len(weight) % 2:
-        return to_minkowski(weight)
-    return weight.reshape(k2, k1, k0, *weight.shape[1:]).transpose(0, 2).reshape(weight.shape)
+    return to_minkowski(_turned(weight, _checked(weight, kernel_size)[::-1]))
+
+
+def _turned(weight: torch.Tensor, sizes: tuple[int, int, int]) -> torch.Tensor:
+    """Axes of an even number of offsets in the other order."""
+    return (
+        weight if len(weight) % 2 else weight.reshape(*sizes, *weight.shape[1:]).transpose(0, 2).reshape(weight.shape)
+    )
 
 
 def _checked(weight: torch.Tensor, kernel_size: int | tuple[int, int, int]) -> tuple[int, int, int]:

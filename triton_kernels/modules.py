@@ -161,14 +161,9 @@ class SparseConv3d(_SparseLayer):
     """
 
     def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: Size = 3,
-        stride: Size = 1,
-        dilation: Size = 1,
+        self, in_channels: int, out_channels: int, kernel_size: Size = 3, stride: Size = 1, dilation: Size = 1,
         bias: bool = False,
-    ):
+    ):  # fmt: skip
         super().__init__(in_channels, out_channels, kernel_size, stride, dilation, bias, fan=in_channels)
 
     def forward(self, x: SparseTensor) -> SparseTensor:
@@ -190,14 +185,9 @@ class SparseConvTranspose3d(_SparseLayer):
     """
 
     def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: Size = 2,
-        stride: Size = 2,
-        dilation: Size = 1,
+        self, in_channels: int, out_channels: int, kernel_size: Size = 2, stride: Size = 2, dilation: Size = 1,
         bias: bool = False,
-    ):
+    ):  # fmt: skip
         super().__init__(in_channels, out_channels, kernel_size, stride, dilation, bias, fan=out_channels)
 
     def forward(self, x: SparseTensor) -> SparseTensor:
@@ -234,15 +224,12 @@ class BatchNorm(nn.Module):
         group = (bn.process_group or dist.group.WORLD) if isinstance(bn, nn.SyncBatchNorm) else None
         if not self.training or (group is None and voxels < 2):
             out = nn.functional.batch_norm(x.features, bn.running_mean, bn.running_var, bn.weight, bn.bias, eps=bn.eps)
-            return x.with_features(_activate(out, other, relu))
+            out = out if other is None else out + other
+            return x.with_features(torch.relu(out) if relu else out)
         running = bn.running_mean, bn.running_var, bn.num_batches_tracked
-        arguments = (x.features, bn.weight, bn.bias, running, bn.momentum, bn.eps, other, relu, group)
-        return x.with_features(normalize(*arguments))
-
-
-def _activate(features: torch.Tensor, residual: torch.Tensor | None, relu: bool) -> torch.Tensor:
-    features = features if residual is None else features + residual
-    return torch.relu(features) if relu else features
+        return x.with_features(
+            normalize(x.features, bn.weight, bn.bias, running, bn.momentum, bn.eps, other, relu, group)
+        )
 
 
 def cat(a: SparseTensor, b: SparseTensor) -> SparseTensor:

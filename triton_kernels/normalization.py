@@ -65,15 +65,13 @@ class _Normalize(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad):
-        with_residual = ctx.needs_input_grad[3]
-        way = torch.ops.triton_kernels.normalize_backward
-        if ctx.group is not None:
-            way = partial(_normalize_backward, group=ctx.group)
-        x, statistics, y = ctx.saved_tensors
+        (x, statistics, y), with_residual, group = ctx.saved_tensors, ctx.needs_input_grad[3], ctx.group
+        one = torch.ops.triton_kernels.normalize_backward
+        way = one if group is None else partial(_normalize_backward, group=group)
         grad_x, grad_residual, sums = way(grad.contiguous(), x, statistics, y, ctx.relu, with_residual)
         of_bias, of_weight = sums.unbind()
-        of_residual = grad_residual if with_residual else None
-        return grad_x, of_weight.to(ctx.types[0]), of_bias.to(ctx.types[1]), of_residual, *[None] * 7
+        own = of_weight.to(ctx.types[0]), of_bias.to(ctx.types[1])
+        return grad_x, *own, grad_residual if with_residual else None, *[None] * 7
 
 
 library.define(
@@ -93,8 +91,7 @@ def _normalize(x, weight, bias, residual, running_mean, running_variance, batche
     wide = torch.promote_types(x.dtype, torch.float32)
     statistics, out = x.new_empty(4, channels, dtype=wide), torch.empty_like(x)
     if on_triton:
-        programs, share = _shares(n)
-        columns, tile = _tile(channels)
+        programs, share, columns, tile = _layout(n, channels)
         parts = x.new_empty(2, programs, channels, dtype=torch.float64)
         launch(_statistics_kernel, (programs, columns, 1), x, parts, n, share, programs, **tile)
     if on_triton and group is None:
@@ -140,14 +137,11 @@ def _normalize_backward(grad, x, statistics, y, relu, with_residual, group=None)
     mean, reciprocal, scale, shift = statistics
     sums, line = (x.new_empty(2, channels, dtype=wide) for _ in range(2))
     if on_triton:
-        programs, share = _shares(n)
-        columns, tile = _tile(channels)
+        programs, share, columns, tile = _layout(n, channels)
         tile |= {"RELU": relu, "FROM_OUTPUT": y is not None}
         active = x if y is None else y
         parts = x.new_empty(2, programs, channels, dtype=torch.float64)
-        launch(
-            _sums_kernel, (programs, columns, 1), grad, x, active, statistics, parts, n, share, programs, **tile
-        )  # fmt: skip
+        launch(_sums_kernel, (programs, columns, 1), grad, x, active, statistics, parts, n, share, programs, **tile)
     else:
         kept = grad_residual if with_residual else grad_x if relu else grad  # the gradient behind the ReLU, exactly
         blocks = _blocks(grad, x, x if y is None else y, kept)
@@ -222,16 +216,10 @@ def _statistics(x):
     return torch.stack(((means * counts).sum(0), (squares + means**2 * counts).sum(0)))
 
 
-def _shares(n: int) -> tuple[int, int]:
-    """(programs that share n rows, rows of each)."""
-    share = max(cdiv(cdiv(n, ROWS), PROGRAMS), 1) * ROWS
-    return cdiv(n, share), share
-
-
-def _tile(channels: int) -> tuple[int, dict]:
-    """(tiles side by side, constants of a tile)."""
-    columns = min(1 << (channels - 1).bit_length(), COLUMNS)
-    return cdiv(channels, columns), {"CHANNELS": channels, "ROWS": ROWS, "COLUMNS": columns}
+def _layout(n: int, channels: int) -> tuple[int, int, int, dict]:
+    """(programs that share n rows, rows of each, tiles side by side, constants of a tile)."""
+    share, columns = max(cdiv(cdiv(n, ROWS), PROGRAMS), 1) * ROWS, min(1 << (channels - 1).bit_length(), COLUMNS)
+    return cdiv(n, share), share, cdiv(channels, columns), {"CHANNELS": channels, "ROWS": ROWS, "COLUMNS": columns}
 
 
 @triton.jit
