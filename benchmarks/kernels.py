@@ -1,6 +1,6 @@
 """What do the Triton kernels become on real GPUs? Compiled ahead of time: no GPU is needed.
 
-    python -m benchmarks.kernels [--targets sm_80 sm_90 sm_100 gfx942] [--once] [--json FILE]
+    python -m benchmarks.kernels --resources [--targets sm_80 sm_90 sm_100 gfx942] [--once] [--json FILE]
 
 Compiles every kernel of the engine in every shipped shape, and prints registers, shared memory, spills, and what of the
 hardware the machine code uses. Must not run under TRITON_INTERPRET=1: interpreted functions cannot be compiled.
@@ -201,6 +201,7 @@ def _compile_nth(i: int, target: str) -> Compiled:
 def main() -> None:
     """Compile, print, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--resources", action="store_true", help="print the table")
     parser.add_argument("--targets", nargs="+", choices=TARGETS, default=["sm_80", "sm_90", "sm_100"])
     parser.add_argument("--only", default="", help="pattern in a kernel's name")
     parser.add_argument("--once", action="store_true", help="each kernel and layer in its largest blocks only")

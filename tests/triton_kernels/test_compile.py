@@ -67,10 +67,10 @@ def test_some_kernels_compile_for_every_target(tmp_path):
 @pytest.mark.slow  # minutes
 def test_every_shipped_kernel_compiles(tmp_path):
     rows = compiled(tmp_path, "^(?!.*fp16)", "sm_90")  # float16 differs from bfloat16 in no shape
-    assert len(rows) > 240
+    assert len(rows) > 220
     check(rows)
     rows = compiled(tmp_path, "^(?!.*(fp16|fp32))|27 96x96 fp16", "sm_80", "sm_100", "gfx942", "--once")
-    assert len(rows) > 240
+    assert len(rows) > 220
     check(rows)
 
 
