@@ -39,7 +39,7 @@ PARTS = ("voxelize", "maps", "forward", "backward")
 # what reaches torch's dispatcher but no device: views, allocations, transfers to the host
 NO_LAUNCH = """view _unsafe_view reshape slice select unsqueeze squeeze expand t transpose permute as_strided unbind
 split split_with_sizes detach alias empty empty_like empty_strided new_empty new_empty_strided lift_fresh resize_
-_local_scalar_dense promote_types to type_as""".split()  # the last two launch only what they then call
+_local_scalar_dense promote_types""".split()
 
 
 class Operations(TorchDispatchMode):
