@@ -187,7 +187,9 @@ def candidates(operation: str, c_in: int, c_out: int, dtype: torch.dtype, rows: 
     heights = [c for c in (32, 64, 128) if c <= fit_in and c * 4 >= fit_in] or [fit_in]
     for r, c, d, s in itertools.product(heights, columns or [fit_out], (32, 64), (1, 2, 4, 8, 16, 32)):
         c = min(c, 128)
-        if 64 <= 27 * -(-c_in // r) * -(-c_out // c) * s <= 4096:  # programs: neither an idle GPU nor vast partial sums
+        if (
+            64 <= 27 * backend.cdiv(c_in, r) * backend.cdiv(c_out, c) * s <= 4096
+        ):  # programs: neither an idle GPU nor vast partial sums
             found.append(Configuration(r, c, d, s, 8 if r * c >= 8192 else 4, 3))
     return list(dict.fromkeys(found))
 
@@ -388,11 +390,10 @@ def main() -> None:
         mine = coordinates[:, 0] < scans
         return Workload(features[mine], coordinates[mine], network, DTYPES[kind], device)
 
+    extremes = dict.fromkeys((options.batches[0], options.batches[-1]))  # once, if they are the same
     with backend.forced("triton"):
         if not options.no_tune:
-            table = tune(
-                [workload(scans, "bf16") for scans in dict.fromkeys((options.batches[0], options.batches[-1]))], repeats
-            )
+            table = tune([workload(scans, "bf16") for scans in extremes], repeats)
             say(f"tuned {len(table)} products")
             if not options.smoke:
                 kept = json.loads(configurations.TABLE.read_text()) if configurations.TABLE.exists() else {}
@@ -405,7 +406,7 @@ def main() -> None:
             row = {"scans": scans, "type": kind, "voxels": len(work.points), **bench(work, repeats)}
             record["steps"].append(row)
             say(f"{scans} scans, {kind}: {row}")
-        for scans in dict.fromkeys((options.batches[0], options.batches[-1])):
+        for scans in extremes:
             work = workload(scans, "bf16")
             record["layers"][f"{scans} scans, bf16"] = layers(work, repeats)
             if device.type == "cuda":

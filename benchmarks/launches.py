@@ -3,10 +3,11 @@
     python -m benchmarks.launches --scans PATH/bench_scans.npz
 
 With few scans a GPU waits for its host: each launch costs some microseconds of Python. Runs one training step of
-Res16UNet34C, from points to gradients, twice: in Triton's interpreter, counting what torch and Triton would launch; and
-compiled for an H100, on a driver that launches nothing, to time the host. Both on a tiny cloud and an eighth of the
-channels, since neither changes the number of launches; torch's own small operations run on the CPU here, which takes
-about as long as launching them. Prints a table and writes a JSON row under benchmarks/results/.
+Res16UNet34C, from points to gradients, twice: in Triton's interpreter, counting what torch and Triton would launch;
+and compiled for an H100, on a driver that launches nothing, to time the host. Both on a tiny cloud and an eighth of
+the channels. Larger ones make one launch more in each layer whose weight gradient is split among programs, which adds
+up the parts: at most 55. Torch's own small operations run on the CPU here, which takes about as long as launching
+them. Prints a table and writes a JSON row under benchmarks/results/.
 """
 
 import argparse

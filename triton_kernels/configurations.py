@@ -11,6 +11,8 @@ from typing import NamedTuple
 import torch
 import triton
 
+from triton_kernels.backend import cdiv
+
 TABLE = Path(__file__).with_name("configurations.json")
 
 
@@ -63,7 +65,7 @@ def _look_up(operation: str, c_in: int, c_out: int, bytes_each: int, size: int, 
     if operation == "convolve":
         return Configuration(0, fit[1], depth, 1, 8 if fit[1] > 64 and size > 12 else 4, 3)
     # as many programs as keep a GPU busy with 27 offsets, some 256 pairs each at least: each writes a partial sum
-    programs = 27 * -(-c_in // fit[0]) * -(-c_out // fit[1])
+    programs = 27 * cdiv(c_in, fit[0]) * cdiv(c_out, fit[1])
     splits = 1 << max(min((512 // programs).bit_length() - 1, size - 8), 0)
     warps = 8 if min(fit) > 64 else 4 if min(fit) > 16 else 2
     return Configuration(*fit, 32 if single else 64, splits, warps, 3)

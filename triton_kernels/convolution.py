@@ -109,7 +109,7 @@ def _padded(count: int, dtype: torch.dtype) -> int:
     thousand kernels.
     """
     step = 1 if dtype.itemsize > 2 else 1 << max(count.bit_length() - 4, 6)
-    return -(-count // step) * step
+    return cdiv(count, step) * step
 
 
 def _gatherer(source: torch.Tensor, counts: list[int]):

@@ -112,11 +112,9 @@ def build_pairs(fine: torch.Tensor, coarse: torch.Tensor, kernel: Triple, step: 
     for k, offset in enumerate(offsets[: len(offsets) // 2] if mirrored else offsets):
         found = table.find(keys + key_offset(offset))
         if any(low[i + 1] + o < LOWEST[i + 1] or high[i + 1] + o > HIGHEST[i + 1] for i, o in enumerate(offset)):
-            moved, lowest, highest = (
-                queries[:, 1:] + queries.new_tensor(offset),
-                *map(queries.new_tensor, (LOWEST, HIGHEST)),
-            )
-            inside = (moved >= lowest[1:]) & (moved <= highest[1:])
+            by, lowest, highest = map(queries.new_tensor, (offset, LOWEST[1:], HIGHEST[1:]))
+            moved = queries[:, 1:] + by
+            inside = (moved >= lowest) & (moved <= highest)
             found = torch.where(inside.all(1), found, -1)  # beyond the range a key would name another voxel
         hit = torch.nonzero(found >= 0).squeeze(1)
         found, rows = found[hit], order[hit]
