@@ -148,7 +148,7 @@ def operations(layer: torch.nn.Module, x: torch.Tensor, m: kernel_map.Tiles) -> 
     return {
         "forward": lambda: convolution._tiles(x, weight, m, to_fine=transposed),
         "input gradient": lambda: convolution._tiles(grad, weight, m, to_fine=not transposed, transpose=True),
-        "weight gradient": lambda: torch.ops.triton_kernels.weight_gradient_tiles(x, grad, *rows, m.start),
+        "weight gradient": lambda: convolution._weight_gradient_tiles(x, grad, *rows, m.start),
     }
 
 

@@ -34,7 +34,7 @@ from benchmarks.engine_cpu import load
 from benchmarks.engine_gpu import Workload
 from data.disk import InputError
 from slidr.minkunet import STRIDES, MinkUNet
-from triton_kernels import CartesianGrid, SparseTensor, backend, convolution, normalization, voxelize
+from triton_kernels import CartesianGrid, SparseTensor, backend, voxelize
 
 PARTS = ("voxelize", "maps", "forward", "backward")
 # what reaches torch's dispatcher but no device: views, allocations, transfers to the host
@@ -44,19 +44,13 @@ _local_scalar_dense promote_types""".split()
 
 
 class Operations(TorchDispatchMode):
-    """Calls `note` for each of torch's operations, also for those inside the engine's own operators."""
+    """Calls `note` for each of torch's operations."""
 
     def note(self, name: str, operator, arguments: tuple) -> None:
         raise NotImplementedError
 
     def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
-        namespace, name = operator.name().split("::")
-        name = name.split(".")[0]
-        if namespace == "triton_kernels":
-            inside = next(getattr(m, f"_{name}") for m in (convolution, normalization) if hasattr(m, f"_{name}"))
-            with self:
-                return inside(*args, **(kwargs or {}))
-        self.note(name, operator, args)
+        self.note(operator.name().split("::")[1].split(".")[0], operator, args)
         return operator(*args, **(kwargs or {}))
 
 

@@ -1,8 +1,9 @@
 """The one place that chooses how the engine computes: Triton kernels, or torch operations that run anywhere."""
 
 import contextlib
+import functools
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 
@@ -12,6 +13,8 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # Triton, too, reads it
 UNSPECIALIZED = "n n_fine capacity size_x size_y size_z step_x step_y step_z share programs".split()
 _forced: list[str] = []
 _compiled: dict[tuple, object] = {}
+# Raw operators called by autograd.Function: torch.library's own register_autograd takes 65 us more a call.
+library = torch.library.Library("triton_kernels", "DEF")
 
 
 def uses_triton(device: torch.device, dtype: torch.dtype | None = None) -> bool:
@@ -52,18 +55,51 @@ def launch(kernel, grid: tuple[int, int, int], *arguments, warps: int = 4, stage
     """Launch a Triton kernel; `constants` in the order of its parameters, behind all `arguments`.
 
     What was compiled is found again by all that Triton itself distinguishes: types, alignment of pointers, integers
-    beyond 32 bits. Its own search takes 14 us a launch, this 8: a training step of few scans waits for its launches.
+    beyond 32 bits. Its own search takes 14 us a launch, this 5: a training step of few scans waits for its launches.
     """
-    key = (id(kernel), arguments[0].device, warps, stages, *constants.values(), *map(_sort, arguments))
     if INTERPRETED:
         kernel[grid](*arguments, **constants)
-    elif key in _compiled:
-        _compiled[key][grid](*arguments, *constants.values())
+        return
+    key, values = [id(kernel), arguments[0].device, warps, stages, *constants.values()], []
+    for argument in arguments:
+        if isinstance(argument, torch.Tensor):
+            pointer = argument.data_ptr()  # asked for once: given a tensor, Triton asks again, and the driver as well
+            key += argument.dtype, pointer % 16
+            values.append(pointer)
+        else:
+            key.append(argument >> 31 if isinstance(argument, int) else None)
+            values.append(argument)
+    key = tuple(key)
+    if key in _compiled:
+        _compiled[key][grid](*values, *constants.values())
     else:
         _compiled[key] = kernel[grid](*arguments, **constants, num_warps=warps, num_stages=stages)
 
 
-def _sort(argument: torch.Tensor | int | float) -> tuple | int | None:
-    if isinstance(argument, torch.Tensor):
-        return argument.dtype, argument.data_ptr() % 16
-    return argument >> 31 if isinstance(argument, int) else None
+def like(x: torch.Tensor, wanted: bool) -> torch.Tensor:
+    """An empty tensor like `x`; without rows unless `wanted`, for operators return no None."""
+    return torch.empty_like(x if wanted else x[:0])
+
+
+def operator(schema: str, fake: Callable) -> Callable[[Callable], Callable]:
+    """Register a function as the torch operator of `schema`; `fake` returns its results' shapes, as empty tensors.
+
+    Where nothing traces, a call goes straight to the function: torch's dispatcher takes 5 us. So it does with options,
+    which are no part of the schema (operators take no process group).
+    """
+
+    def register(function: Callable) -> Callable:
+        name = library.define(schema)
+        library.impl(name, function, "CompositeExplicitAutograd")
+        torch.library.register_fake(f"triton_kernels::{name}", fake, lib=library)
+        traced = getattr(torch.ops.triton_kernels, name)
+
+        @functools.wraps(function)
+        def call(*arguments, **options):
+            if options or (type(arguments[0]) is torch.Tensor and not torch.compiler.is_compiling()):
+                return function(*arguments, **options)
+            return traced(*arguments)
+
+        return call
+
+    return register

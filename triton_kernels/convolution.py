@@ -10,12 +10,10 @@ import torch
 import triton
 import triton.language as tl
 
-from triton_kernels.backend import INTERPRETED, UNSPECIALIZED, cdiv, launch
+from triton_kernels.backend import INTERPRETED, UNSPECIALIZED, cdiv, launch, like, operator
 from triton_kernels.configurations import configuration
 from triton_kernels.kernel_map import BLOCK, Pairs, Plan, Side, Tiles
 
-# Raw operators called by autograd.Function: torch.library's own register_autograd takes 65 us more a call.
-library = torch.library.Library("triton_kernels", "DEF")
 SUM = 0  # a mode of embedding_bag
 
 
@@ -37,9 +35,7 @@ class _PairConvolution(torch.autograd.Function):
         ctx.save_for_backward(x, weight)
         ctx.map, ctx.transposed = m, transposed
         s, mirror = _side(m, to_fine=transposed)
-        return torch.ops.triton_kernels.convolve_pairs(
-            x.contiguous(), weight, s.read, s.order, s.starts, s.counts, m.fine is None, mirror
-        )
+        return _convolve_pairs(x.contiguous(), weight, s.read, s.order, s.starts, s.counts, m.fine is None, mirror)
 
     @staticmethod
     def backward(ctx, grad):
@@ -47,7 +43,7 @@ class _PairConvolution(torch.autograd.Function):
         for_x, for_weight = ctx.needs_input_grad[:2]
         s, mirror = _side(ctx.map, to_fine=not ctx.transposed)
         pairs = s.read, s.written, s.order, s.starts, s.counts
-        grad_x, grad_weight = torch.ops.triton_kernels.convolve_pairs_backward(
+        grad_x, grad_weight = _convolve_pairs_backward(
             grad, x, weight, *pairs, ctx.map.fine is None, mirror, for_x, for_weight
         )
         return grad_x if for_x else None, grad_weight if for_weight else None, None, None
@@ -70,7 +66,7 @@ class _TileConvolution(torch.autograd.Function):
         if not for_weight:
             return grad_x, None, None, None
         rows = (m.pairs_coarse, m.pairs_fine) if ctx.transposed else (m.pairs_fine, m.pairs_coarse)
-        grad_weight = torch.ops.triton_kernels.weight_gradient_tiles(x, grad, *rows, m.start).to(ctx.dtype)
+        grad_weight = _weight_gradient_tiles(x, grad, *rows, m.start).to(ctx.dtype)
         return grad_x, grad_weight, None, None
 
 
@@ -82,24 +78,7 @@ def _side(m: Pairs | Tiles, to_fine: bool) -> tuple[Side | Plan, bool]:
 def _tiles(x: torch.Tensor, weight: torch.Tensor, m: Tiles, to_fine: bool, transpose: bool = False) -> torch.Tensor:
     """x times each offset's weight (or its transpose), summed into the map's coarse or fine rows."""
     p, mirror = _side(m, to_fine)
-    return torch.ops.triton_kernels.convolve_tiles(
-        x, weight, p.order, p.table, p.lists, p.counts, p.height, mirror, transpose
-    )
-
-
-library.define(
-    "convolve_pairs(Tensor x, Tensor weight, Tensor read, Tensor order, Tensor starts, int[] counts, bool same,"
-    " bool mirror) -> Tensor"
-)
-library.define(
-    "convolve_pairs_backward(Tensor grad, Tensor x, Tensor weight, Tensor read, Tensor written, Tensor order,"
-    " Tensor starts, int[] counts, bool same, bool mirror, bool for_x, bool for_weight) -> (Tensor, Tensor)"
-)
-library.define(
-    "convolve_tiles(Tensor x, Tensor weight, Tensor order, Tensor table, Tensor lists, Tensor counts, int height,"
-    " bool mirror, bool transpose) -> Tensor"
-)
-library.define("weight_gradient_tiles(Tensor x, Tensor grad, Tensor rows_in, Tensor rows_out, Tensor start) -> Tensor")
+    return _convolve_tiles(x, weight, p.order, p.table, p.lists, p.counts, p.height, mirror, transpose)
 
 
 def _padded(count: int, dtype: torch.dtype) -> int:
@@ -165,14 +144,22 @@ def _multiply(x, matrices, order, starts, counts, blocks, same, seen=None):
     return out
 
 
-@torch.library.impl(library, "convolve_pairs", "CompositeExplicitAutograd")
+@operator(
+    "convolve_pairs(Tensor x, Tensor weight, Tensor read, Tensor order, Tensor starts, int[] counts, bool same,"
+    " bool mirror) -> Tensor",
+    lambda x, weight, read, order, starts, *_: x.new_empty(len(starts) - 1, weight.shape[2]),
+)
 def _convolve_pairs(x, weight, read, order, starts, counts, same, mirror):
     matrices = weight.to(x.dtype).unbind()
     blocks = _blocks(counts, len(weight), read)
     return _multiply(x, matrices[::-1] if mirror else matrices, order, starts, counts, blocks, same)
 
 
-@torch.library.impl(library, "convolve_pairs_backward", "CompositeExplicitAutograd")
+@operator(
+    "convolve_pairs_backward(Tensor grad, Tensor x, Tensor weight, Tensor read, Tensor written, Tensor order,"
+    " Tensor starts, int[] counts, bool same, bool mirror, bool for_x, bool for_weight) -> (Tensor, Tensor)",
+    lambda grad, x, weight, *rest: (like(x, rest[-2]), like(weight, rest[-1])),
+)
 def _convolve_pairs_backward(grad, x, weight, read, written, order, starts, counts, same, mirror, for_x, for_weight):
     grad, wide = grad.contiguous(), torch.promote_types(x.dtype, torch.float32)
     matrices = weight.to(x.dtype).transpose(1, 2).unbind()
@@ -202,32 +189,40 @@ def _convolve_pairs_backward(grad, x, weight, read, written, order, starts, coun
     return grad_x, grad_weight.to(weight.dtype)
 
 
-@torch.library.impl(library, "convolve_tiles", "CompositeExplicitAutograd")
+@operator(
+    "convolve_tiles(Tensor x, Tensor weight, Tensor order, Tensor table, Tensor lists, Tensor counts, int height,"
+    " bool mirror, bool transpose) -> Tensor",
+    lambda x, weight, order, *rest: x.new_empty(len(order), weight.shape[1 if rest[-1] else 2]),
+)
 def _convolve_tiles(x, weight, order, table, lists, counts, height, mirror, transpose):
     volume, c_in, c_out = weight.shape
     strides = (c_out, 1)
     if transpose:
         c_in, c_out, strides = c_out, c_in, (1, c_out)
-    out = x.new_empty(len(order), c_out)
-    if not len(order):
+    n = order.shape[0]  # len(order) takes four times as long
+    out = x.new_empty(n, c_out)
+    if not n:
         return out
-    c = configuration("convolve", c_in, c_out, x.dtype, len(order), x.device)
+    c = configuration("convolve", c_in, c_out, x.dtype, n, x.device)
     partial = out if c.splits == 1 else x.new_empty((c.splits, *out.shape), dtype=torch.float32)
     launch(
-        _convolve, (cdiv(c_out, c.columns) * len(counts), c.splits, 1),
-        x, weight, partial, order, table, lists, counts, len(order), warps=c.warps, stages=c.stages,
+        _convolve, (cdiv(c_out, c.columns) * counts.shape[0], c.splits, 1),
+        x, weight, partial, order, table, lists, counts, n, warps=c.warps, stages=c.stages,
         VOLUME=volume, C_IN=c_in, C_OUT=c_out, STRIDE_IN=strides[0], STRIDE_OUT=strides[1], MIRROR=mirror,
         HEIGHT=height, COLUMNS=c.columns, DEPTH=c.depth, SPLITS=c.splits, PRECISION=_precision(), AS_FLOAT=INTERPRETED,
     )  # fmt: skip
     return out if c.splits == 1 else partial.sum(0).to(x.dtype)
 
 
-@torch.library.impl(library, "weight_gradient_tiles", "CompositeExplicitAutograd")
+@operator(
+    "weight_gradient_tiles(Tensor x, Tensor grad, Tensor rows_in, Tensor rows_out, Tensor start) -> Tensor",
+    lambda x, grad, _in, _out, start: x.new_empty(len(start) - 1, x.shape[1], grad.shape[1], dtype=torch.float32),
+)
 def _weight_gradient_tiles(x, grad, rows_in, rows_out, start):
-    volume, c_in, c_out = len(start) - 1, x.shape[1], grad.shape[1]
-    if not len(rows_in):
+    volume, pairs, c_in, c_out = start.shape[0] - 1, rows_in.shape[0], x.shape[1], grad.shape[1]
+    if not pairs:
         return x.new_zeros(volume, c_in, c_out, dtype=torch.float32)
-    c = configuration("weight_gradient", c_in, c_out, x.dtype, len(rows_in) // volume, x.device)
+    c = configuration("weight_gradient", c_in, c_out, x.dtype, pairs // volume, x.device)
     partial = x.new_empty(c.splits, volume, c_in, c_out, dtype=torch.float32)
     tiles = cdiv(c_in, c.rows) * cdiv(c_out, c.columns)
     launch(
@@ -237,26 +232,6 @@ def _weight_gradient_tiles(x, grad, rows_in, rows_out, start):
         PRECISION=_precision(), AS_FLOAT=INTERPRETED,
     )  # fmt: skip
     return partial[0] if c.splits == 1 else partial.sum(0)
-
-
-@torch.library.register_fake("triton_kernels::convolve_pairs", lib=library)
-def _(x, weight, read, order, starts, counts, same, mirror):
-    return x.new_empty(len(starts) - 1, weight.shape[2])
-
-
-@torch.library.register_fake("triton_kernels::convolve_pairs_backward", lib=library)
-def _(grad, x, weight, read, written, order, starts, counts, same, mirror, for_x, for_weight):
-    return torch.empty_like(x if for_x else x[:0]), torch.empty_like(weight if for_weight else weight[:0])
-
-
-@torch.library.register_fake("triton_kernels::convolve_tiles", lib=library)
-def _(x, weight, order, table, lists, counts, height, mirror, transpose):
-    return x.new_empty(len(order), weight.shape[1 if transpose else 2])
-
-
-@torch.library.register_fake("triton_kernels::weight_gradient_tiles", lib=library)
-def _(x, grad, rows_in, rows_out, start):
-    return x.new_empty(len(start) - 1, x.shape[1], grad.shape[1], dtype=torch.float32)
 
 
 def _precision() -> str:

@@ -5,15 +5,12 @@ PyTorch's own kernel adds up a channel's rows one by one in float32 on the CPU: 
 float64: off by less than 1e-6, and the same from run to run. The rows of several processes are combined just so.
 """
 
-from functools import partial
-
 import torch
 import torch.distributed as dist
 import triton
 import triton.language as tl
 
-from triton_kernels.backend import UNSPECIALIZED, cdiv, launch, uses_triton
-from triton_kernels.convolution import library
+from triton_kernels.backend import UNSPECIALIZED, cdiv, launch, like, operator, uses_triton
 
 VALUES = 2**18  # a block's, in torch: few enough for the processor's cache, enough to outweigh the calls
 ROWS, COLUMNS = 32, 128  # a tile's at most, in Triton
@@ -55,40 +52,35 @@ class _Normalize(torch.autograd.Function):
     def forward(ctx, x, weight, bias, residual, running_mean, running_variance, batches, momentum, eps, relu, group):
         x = x.contiguous()
         residual = None if residual is None else residual.to(x.dtype).contiguous()
-        # operators take no process group
-        way = torch.ops.triton_kernels.normalize if group is None else partial(_normalize, group=group)
-        y, statistics = way(x, weight, bias, residual, running_mean, running_variance, batches, momentum, eps, relu)
+        running, options = (running_mean, running_variance, batches), {} if group is None else {"group": group}
+        y, statistics = _normalize(x, weight, bias, residual, *running, momentum, eps, relu, **options)
         # Where ReLU was active shows in y; without a residual it is cheaper to compute again than to keep.
         ctx.save_for_backward(x, statistics, y if relu and residual is not None else None)
-        ctx.relu, ctx.group, ctx.types = relu, group, (weight.dtype, bias.dtype)
+        ctx.relu, ctx.options, ctx.types = relu, options, (weight.dtype, bias.dtype)
         return y
 
     @staticmethod
     def backward(ctx, grad):
-        (x, statistics, y), with_residual, group = ctx.saved_tensors, ctx.needs_input_grad[3], ctx.group
-        one = torch.ops.triton_kernels.normalize_backward
-        way = one if group is None else partial(_normalize_backward, group=group)
-        grad_x, grad_residual, sums = way(grad.contiguous(), x, statistics, y, ctx.relu, with_residual)
+        (x, statistics, y), with_residual = ctx.saved_tensors, ctx.needs_input_grad[3]
+        how = y, ctx.relu, with_residual
+        grad_x, grad_residual, sums = _normalize_backward(grad.contiguous(), x, statistics, *how, **ctx.options)
         of_bias, of_weight = sums.unbind()
         own = of_weight.to(ctx.types[0]), of_bias.to(ctx.types[1])
         return grad_x, *own, grad_residual if with_residual else None, *[None] * 7
 
 
-library.define(
+@operator(
     "normalize(Tensor x, Tensor weight, Tensor bias, Tensor? residual, Tensor(a!) running_mean,"
-    " Tensor(b!) running_variance, Tensor(c!) batches, float momentum, float eps, bool relu) -> (Tensor, Tensor)"
+    " Tensor(b!) running_variance, Tensor(c!) batches, float momentum, float eps, bool relu) -> (Tensor, Tensor)",
+    lambda x, *_: (torch.empty_like(x), x.new_empty(4, x.shape[1], dtype=torch.promote_types(x.dtype, torch.float32))),
 )
-library.define(
-    "normalize_backward(Tensor grad, Tensor x, Tensor statistics, Tensor? y, bool relu, bool with_residual)"
-    " -> (Tensor, Tensor, Tensor)"
-)
-
-
-@torch.library.impl(library, "normalize", "CompositeExplicitAutograd")
 def _normalize(x, weight, bias, residual, running_mean, running_variance, batches, momentum, eps, relu, group=None):
     """The features, and the batch's mean, 1 / deviation, and scale and shift with x * scale + shift normalised."""
-    on_triton, n, channels = uses_triton(x.device, x.dtype), len(x), x.shape[1]
-    wide = torch.promote_types(x.dtype, torch.float32)
+    on_triton, wide, (n, channels) = (
+        uses_triton(x.device, x.dtype),
+        torch.promote_types(x.dtype, torch.float32),
+        x.shape,
+    )
     statistics, out = x.new_empty(4, channels, dtype=wide), torch.empty_like(x)
     if on_triton:
         programs, share, columns, tile = _layout(n, channels)
@@ -129,12 +121,15 @@ def _normalize(x, weight, bias, residual, running_mean, running_variance, batche
     return out, statistics
 
 
-@torch.library.impl(library, "normalize_backward", "CompositeExplicitAutograd")
+@operator(
+    "normalize_backward(Tensor grad, Tensor x, Tensor statistics, Tensor? y, bool relu, bool with_residual)"
+    " -> (Tensor, Tensor, Tensor)",
+    lambda grad, x, statistics, *rest: (torch.empty_like(x), like(x, rest[-1]), torch.empty_like(statistics[:2])),
+)
 def _normalize_backward(grad, x, statistics, y, relu, with_residual, group=None):
     """Gradients of x and the residual, and the sums of the gradient and of gradient x unit: of bias and weight."""
-    on_triton, n, channels, wide = uses_triton(x.device, x.dtype), len(x), x.shape[1], statistics.dtype
-    grad_x, grad_residual = torch.empty_like(x), torch.empty_like(x if with_residual else x[:0])
-    mean, reciprocal, scale, shift = statistics
+    on_triton, (n, channels), wide = uses_triton(x.device, x.dtype), x.shape, statistics.dtype
+    grad_x, grad_residual = torch.empty_like(x), like(x, with_residual)
     sums, line = (x.new_empty(2, channels, dtype=wide) for _ in range(2))
     if on_triton:
         programs, share, columns, tile = _layout(n, channels)
@@ -146,6 +141,7 @@ def _normalize_backward(grad, x, statistics, y, relu, with_residual, group=None)
         kept = grad_residual if with_residual else grad_x if relu else grad  # the gradient behind the ReLU, exactly
         blocks = _blocks(grad, x, x if y is None else y, kept)
         parts = x.new_empty(2, len(blocks), channels, dtype=wide)
+        mean, _reciprocal, scale, shift = statistics
         for (g, values, active, masked), of_grad, of_product in zip(blocks, *parts, strict=True):
             values = values.to(wide)
             if relu:
@@ -162,7 +158,7 @@ def _normalize_backward(grad, x, statistics, y, relu, with_residual, group=None)
             CHANNELS=channels, COLUMNS=16, PARTS=128,
         )  # fmt: skip
     else:
-        own = parts.double().sum(1)
+        (mean, reciprocal, *_), own = statistics, parts.double().sum(1)
         own[1] *= reciprocal
         sums.copy_(own)
         total, rows = (own, n) if group is None else _summed(own, n, group)
@@ -180,16 +176,6 @@ def _normalize_backward(grad, x, statistics, y, relu, with_residual, group=None)
         for values, g, result in _blocks(x, kept, grad_x):
             torch.addcmul(torch.addcmul(constant, values.to(wide), along), g.to(wide), scale, out=result)
     return grad_x, grad_residual, sums
-
-
-@torch.library.register_fake("triton_kernels::normalize", lib=library)
-def _(x, weight, bias, residual, running_mean, running_variance, batches, momentum, eps, relu):
-    return torch.empty_like(x), x.new_empty(4, x.shape[1], dtype=torch.promote_types(x.dtype, torch.float32))
-
-
-@torch.library.register_fake("triton_kernels::normalize_backward", lib=library)
-def _(grad, x, statistics, y, relu, with_residual):
-    return torch.empty_like(x), torch.empty_like(x if with_residual else x[:0]), torch.empty_like(statistics[:2])
 
 
 def _summed(sums, voxels, group):
