@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterator
 
 import torch
+from triton.runtime import driver
 
 os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")  # what Triton 3.9 does anyway, with a warning at every start
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # Triton, too, reads it once: when a kernel is defined
@@ -55,25 +56,28 @@ def launch(kernel, grid: tuple[int, int, int], *arguments, warps: int = 4, stage
     """Launch a Triton kernel; `constants` in the order of its parameters, behind all `arguments`.
 
     What was compiled is found again by all that Triton itself distinguishes: types, alignment of pointers, integers
-    beyond 32 bits. Its own search takes 14 us a launch, this 5: a training step of few scans waits for its launches.
+    beyond 32 bits. Its own search takes 14 us a launch, this 3: a training step of few scans waits for its launches.
+    Raises ValueError where the arguments are on another GPU than the current one.
     """
     if INTERPRETED:
         kernel[grid](*arguments, **constants)
         return
-    key, values = [id(kernel), arguments[0].device, warps, stages, *constants.values()], []
+    device, values = arguments[0].device, []
+    key = [id(kernel), device, warps, stages, *constants.values()]
     for argument in arguments:
         if isinstance(argument, torch.Tensor):
-            pointer = argument.data_ptr()  # asked for once: given a tensor, Triton asks again, and the driver as well
-            key += argument.dtype, pointer % 16
-            values.append(pointer)
+            values.append(argument.data_ptr())  # given the tensor, Triton would ask again, and the driver as well
+            key += argument.dtype, values[-1] % 16
         else:
             key.append(argument >> 31 if isinstance(argument, int) else None)
             values.append(argument)
-    key = tuple(key)
-    if key in _compiled:
-        _compiled[key][grid](*values, *constants.values())
-    else:
-        _compiled[key] = kernel[grid](*arguments, **constants, num_warps=warps, num_stages=stages)
+    if (key := tuple(key)) in _compiled:
+        c, stream = _compiled[key], driver.active.get_current_stream(device.index)
+        c.run(*grid, stream, c.function, c.packed_metadata, None, None, None, *values, *constants.values())
+        return
+    if device.type == "cuda" and device.index != torch.cuda.current_device():
+        raise ValueError(f"features lie on {device}, which is not the current GPU; call torch.cuda.set_device first.")
+    _compiled[key] = kernel[grid](*arguments, **constants, num_warps=warps, num_stages=stages)
 
 
 def like(x: torch.Tensor, wanted: bool) -> torch.Tensor:

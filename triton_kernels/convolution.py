@@ -54,7 +54,7 @@ class _TileConvolution(torch.autograd.Function):
     def forward(ctx, x, weight, m, transposed):
         x, cast = x.contiguous(), weight.to(x.dtype).contiguous()  # cast once, for both ways
         ctx.save_for_backward(x, cast)
-        ctx.map, ctx.transposed, ctx.dtype = m, transposed, weight.dtype
+        ctx.map, ctx.transposed = m, transposed
         return _tiles(x, cast, m, to_fine=transposed)
 
     @staticmethod
@@ -66,7 +66,7 @@ class _TileConvolution(torch.autograd.Function):
         if not for_weight:
             return grad_x, None, None, None
         rows = (m.pairs_coarse, m.pairs_fine) if ctx.transposed else (m.pairs_fine, m.pairs_coarse)
-        grad_weight = _weight_gradient_tiles(x, grad, *rows, m.start).to(ctx.dtype)
+        grad_weight = _weight_gradient_tiles(x, grad, *rows, m.start)  # autograd itself brings it to the weight's type
         return grad_x, grad_weight, None, None
 
 

@@ -56,7 +56,7 @@ class _Normalize(torch.autograd.Function):
         y, statistics = _normalize(x, weight, bias, residual, *running, momentum, eps, relu, **options)
         # Where ReLU was active shows in y; without a residual it is cheaper to compute again than to keep.
         ctx.save_for_backward(x, statistics, y if relu and residual is not None else None)
-        ctx.relu, ctx.options, ctx.types = relu, options, (weight.dtype, bias.dtype)
+        ctx.relu, ctx.options = relu, options
         return y
 
     @staticmethod
@@ -64,9 +64,8 @@ class _Normalize(torch.autograd.Function):
         (x, statistics, y), with_residual = ctx.saved_tensors, ctx.needs_input_grad[3]
         how = y, ctx.relu, with_residual
         grad_x, grad_residual, sums = _normalize_backward(grad.contiguous(), x, statistics, *how, **ctx.options)
-        of_bias, of_weight = sums.unbind()
-        own = of_weight.to(ctx.types[0]), of_bias.to(ctx.types[1])
-        return grad_x, *own, grad_residual if with_residual else None, *[None] * 7
+        of_bias, of_weight = sums.unbind()  # autograd itself brings gradients to their parameters' types
+        return grad_x, of_weight, of_bias, grad_residual if with_residual else None, *[None] * 7
 
 
 @operator(

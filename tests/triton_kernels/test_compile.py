@@ -88,6 +88,39 @@ for kind, size, operation, use in (
 """
 
 
+LAUNCHES = """
+import torch, triton
+from benchmarks import launches
+from triton_kernels import backend
+from triton_kernels.normalization import _statistics_kernel as kernel
+
+calls = []
+
+class Driver(launches.NoDevice):
+    launcher_cls = staticmethod(lambda source, metadata: lambda *arguments: calls.append(arguments))
+
+triton.runtime.driver.set_active(Driver())
+x, parts = torch.zeros(64, 16), torch.zeros(2, 2, 16, dtype=torch.float64)
+tile = dict(CHANNELS=16, ROWS=32, COLUMNS=16)
+
+def launch(x, n=64):
+    backend.launch(kernel, (2, 1, 1), x, parts, n, 32, 2, warps=4, stages=3, **tile)
+    return len(backend._compiled)
+
+launch(x)  # as Triton launches
+launch(x)  # as we do
+first, second = ([a.data_ptr() if isinstance(a, torch.Tensor) else a for a in call] for call in calls)
+assert first[:6] + first[9:] == second[:6] + second[9:], (first, second)  # between them: hooks, of which we call none
+print(launch(x, 48), launch(x.view(-1)[1:33].view(2, 16)), launch(x.bfloat16()), launch(x, 2**31), len(calls))
+"""
+
+
+def test_kernels_are_launched_as_triton_launches_them_and_found_again_by_what_it_distinguishes():
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    done = subprocess.run([sys.executable, "-c", LAUNCHES], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.stdout.split() == ["1", "2", "3", "4", "6"], done.stderr
+
+
 @pytest.mark.slow
 def test_tuning_compiles_its_candidates_and_leaves_out_what_does_not_fit():
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
