@@ -82,12 +82,13 @@ def measure(network, features, coordinates, repeats: int, precision: str) -> dic
         for _ in range(round(operations / (2 * DENSE**3))):
             a @ b
 
-    ways = {name: partial(train, way, precision, features, coordinates) for name, way in steps(network).items()}
+    ways = steps(network)
     times = {name: [] for name in ("dense", *ways)}
     for _ in range(repeats):
-        for name, f in {"dense": dense, **ways}.items():
-            network.zero_grad()
-            times[name].append(seconds(f))
+        times["dense"].append(seconds(dense))
+        for name, way in ways.items():
+            peers.forget_gradients(network, way)
+            times[name].append(seconds(partial(train, way, precision, features, coordinates)))
     best = {name: min(values) for name, values in times.items()}
     return {
         "voxels": len(coordinates),

@@ -279,6 +279,14 @@ def available(device: torch.device) -> dict[str, Callable[[MinkUNet], Step]]:
     }
 
 
+def forget_gradients(network: MinkUNet, step: Step) -> None:
+    """So that the next step writes gradients and adds to none: the network's, and those of a library's own weights."""
+    network.zero_grad()
+    for theirs in getattr(step, "layers", {}).values():
+        for weight in theirs.parameters() if isinstance(theirs, nn.Module) else (theirs,):
+            weight.grad = None
+
+
 def check(network: MinkUNet, peer: Step, features: torch.Tensor, coordinates: torch.Tensor) -> float:
     """Relative difference of a peer's output from ours, both in train mode."""
     with torch.no_grad():
