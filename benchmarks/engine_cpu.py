@@ -87,7 +87,7 @@ def measure(network, features, coordinates, repeats: int, precision: str) -> dic
     for _ in range(repeats):
         times["dense"].append(seconds(dense))
         for name, way in ways.items():
-            peers.forget_gradients(network, way)
+            peers.forget_gradients(peers.leaves(network, way))
             times[name].append(seconds(partial(train, way, precision, features, coordinates)))
     best = {name: min(values) for name, values in times.items()}
     return {

@@ -23,6 +23,7 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 from unittest import mock
 
@@ -107,6 +108,7 @@ class Workload:
         self.coordinates = coordinates.to(device)
         self.points = self.coordinates[:, 1:].float() + 0.5
         self.batch = self.coordinates[:, 0].long()
+        self.parameters = peers.leaves(network)
 
     def voxels(self) -> SparseTensor:
         """The batch at every stride: the step's one wait for the device."""
@@ -127,12 +129,12 @@ class Workload:
 
     def step(self) -> None:
         """From points to gradients."""
-        self.network.zero_grad(set_to_none=True)
+        peers.forget_gradients(self.parameters)
         self.forward(self.voxels()).float().square().mean().backward()
 
-    def peer_step(self, peer: peers.Step) -> None:
-        """The same with a peer; its voxels are given, its maps are its own."""
-        peers.forget_gradients(self.network, peer)
+    def peer_step(self, peer: peers.Step, parameters: list[torch.nn.Parameter]) -> None:
+        """The same with a peer and its `leaves`; its voxels are given, its maps are its own."""
+        peers.forget_gradients(parameters)
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
             out = peer(self.features, self.coordinates)
         out.float().square().mean().backward()
@@ -316,10 +318,8 @@ def bench(work: Workload, repeats: int) -> dict:
         try:
             peer = build(work.network)
             difference = peers.check(work.network, peer, work.features, work.coordinates)
-            row["peers"][name] = {
-                "difference": difference,
-                "ms": 1e3 * seconds(lambda p=peer: work.peer_step(p), device, repeats),
-            }
+            step = partial(work.peer_step, peer, peers.leaves(work.network, peer))
+            row["peers"][name] = {"difference": difference, "ms": 1e3 * seconds(step, device, repeats)}
         except Exception as error:  # a peer that fails here is a finding, not an end
             row["peers"][name] = {"error": f"{type(error).__name__}: {str(error)[:200]}"}
     return row

@@ -7,7 +7,8 @@ Res16UNet34C, from points to gradients, twice: in Triton's interpreter, counting
 and compiled for an H100, on a driver that launches nothing, to time the host. Both on a tiny cloud and an eighth of
 the channels. Larger ones make one launch more in each layer whose weight gradient is split among programs, which adds
 up the parts: at most 55. Torch's own small operations run on the CPU here, which takes about as long as launching
-them. Prints a table and writes a JSON row under benchmarks/results/.
+them; Triton's own launcher and the driver, some microseconds a launch, are not in the times. Prints a table and writes
+a JSON row under benchmarks/results/.
 """
 
 import argparse

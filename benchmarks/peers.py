@@ -6,6 +6,7 @@ as its users write them; 1x1x1 layers are plain products everywhere. A peer that
 
 import contextlib
 import importlib.util
+import itertools
 from collections.abc import Callable, Iterator
 from functools import partial
 from unittest import mock
@@ -279,12 +280,17 @@ def available(device: torch.device) -> dict[str, Callable[[MinkUNet], Step]]:
     }
 
 
-def forget_gradients(network: MinkUNet, step: Step) -> None:
-    """So that the next step writes gradients and adds to none: the network's, and those of a library's own weights."""
-    network.zero_grad()
-    for theirs in getattr(step, "layers", {}).values():
-        for weight in theirs.parameters() if isinstance(theirs, nn.Module) else (theirs,):
-            weight.grad = None
+def leaves(network: MinkUNet, step: Step | None = None) -> list[nn.Parameter]:
+    """The network's parameters, and a library's own. zero_grad knows only the former, and looks for them each time."""
+    theirs = getattr(step, "layers", {}).values()
+    own = (t.parameters() if isinstance(t, nn.Module) else (t,) for t in theirs)
+    return [*network.parameters(), *itertools.chain(*own)]
+
+
+def forget_gradients(parameters: list[nn.Parameter]) -> None:
+    """So that the next step writes gradients, and adds to none."""
+    for parameter in parameters:
+        parameter.grad = None
 
 
 def check(network: MinkUNet, peer: Step, features: torch.Tensor, coordinates: torch.Tensor) -> float:

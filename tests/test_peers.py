@@ -304,11 +304,10 @@ def test_a_peer_builds_each_map_once(name, maps, cloud):
 def test_no_gradient_is_left_for_the_next_step_to_add_to(name, cloud):
     network, step = built(name)
     step(*cloud).sum().backward()
-    leaves = [p for t in step.layers.values() for p in (t.parameters() if isinstance(t, nn.Module) else (t,))]
-    leaves += network.parameters()
-    assert sum(p.grad is not None for p in leaves) > len(step.layers)
-    peers.forget_gradients(network, step)
-    assert all(p.grad is None for p in leaves)
+    theirs = [p for t in step.layers.values() for p in (t.parameters() if isinstance(t, nn.Module) else (t,))]
+    assert theirs and all(p.grad is not None for p in (*theirs, *network.final.parameters()))
+    peers.forget_gradients(peers.leaves(network, step))
+    assert all(p.grad is None for p in (*theirs, *network.parameters()))
 
 
 def test_our_engine_is_itself_again_after_a_peer(cloud):
