@@ -75,11 +75,8 @@ class _Normalize(torch.autograd.Function):
 )
 def _normalize(x, weight, bias, residual, running_mean, running_variance, batches, momentum, eps, relu, group=None):
     """The features, and the batch's mean, 1 / deviation, and scale and shift with x * scale + shift normalised."""
-    on_triton, wide, (n, channels) = (
-        uses_triton(x.device, x.dtype),
-        torch.promote_types(x.dtype, torch.float32),
-        x.shape,
-    )
+    on_triton, (n, channels) = uses_triton(x.device, x.dtype), x.shape
+    wide = torch.promote_types(x.dtype, torch.float32)
     statistics, out = x.new_empty(4, channels, dtype=wide), torch.empty_like(x)
     if on_triton:
         programs, share, columns, tile = _layout(n, channels)
