@@ -208,9 +208,8 @@ def candidates(operation: str, c_in: int, c_out: int, dtype: torch.dtype, rows: 
     heights = [c for c in (32, 64, 128) if c <= fit_in and c * 4 >= fit_in] or [fit_in]
     for r, c, d, s in itertools.product(heights, columns or [fit_out], (32, 64), (1, 2, 4, 8, 16, 32)):
         c = min(c, 128)
-        if (
-            64 <= 27 * backend.cdiv(c_in, r) * backend.cdiv(c_out, c) * s <= 4096
-        ):  # programs: neither an idle GPU nor vast partial sums
+        programs = 27 * backend.cdiv(c_in, r) * backend.cdiv(c_out, c) * s
+        if 64 <= programs <= 4096:  # neither an idle GPU nor vast partial sums
             found.append(Configuration(r, c, d, s, 8 if r * c >= 8192 else 4, 3))
     return list(dict.fromkeys(found))
 
@@ -308,7 +307,8 @@ def bench(work: Workload, repeats: int) -> dict:
     work.step()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    row = {name: 1e3 * f(work.step, device, repeats) for name, f in (("step_ms", seconds), ("host_ms", host_seconds))}
+    row = {"step_ms": 1e3 * seconds(work.step, device, repeats)}
+    row["host_ms"] = 1e3 * host_seconds(work.step, device, repeats)
     if device.type == "cuda":
         row["peak_gib"] = torch.cuda.max_memory_allocated() / 2**30
     row["voxelize_ms"] = 1e3 * seconds(work.voxels, device, repeats)

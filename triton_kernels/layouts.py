@@ -49,9 +49,9 @@ def to_torchsparse(weight: torch.Tensor, kernel_size: int | tuple[int, int, int]
 
 def _turned(weight: torch.Tensor, sizes: tuple[int, int, int]) -> torch.Tensor:
     """Axes of an even number of offsets in the other order."""
-    return (
-        weight if len(weight) % 2 else weight.reshape(*sizes, *weight.shape[1:]).transpose(0, 2).reshape(weight.shape)
-    )
+    if len(weight) % 2:
+        return weight
+    return weight.reshape(*sizes, *weight.shape[1:]).transpose(0, 2).reshape(weight.shape)
 
 
 def _checked(weight: torch.Tensor, kernel_size: int | tuple[int, int, int]) -> tuple[int, int, int]:

@@ -20,23 +20,19 @@ FEW = "|".join(
 )
 
 
-def compiled(tmp_path, pattern: str, *targets: str) -> list[dict]:
-    """Rows of `python -m benchmarks.kernels` for the kernels whose name has the pattern."""
+def compiling(*arguments: str) -> list[str]:
+    """The words that Python prints with these arguments, in a process whose Triton compiles."""
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    file = tmp_path / "kernels.json"
-    command = [
-        sys.executable,
-        "-m",
-        "benchmarks.kernels",
-        "--only",
-        pattern,
-        "--json",
-        str(file),
-        "--targets",
-        *targets,
-    ]
+    command = [sys.executable, *arguments]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+    return done.stdout.split()
+
+
+def compiled(tmp_path, pattern: str, *targets: str) -> list[dict]:
+    """Rows of `python -m benchmarks.kernels` for the kernels whose name has the pattern."""
+    file = tmp_path / "kernels.json"
+    compiling("-m", "benchmarks.kernels", "--only", pattern, "--json", str(file), "--targets", *targets)
     return json.loads(file.read_text())
 
 
@@ -116,13 +112,9 @@ print(launch(x, 48), launch(x.view(-1)[1:33].view(2, 16)), launch(x.bfloat16()),
 
 
 def test_kernels_are_launched_as_triton_launches_them_and_found_again_by_what_it_distinguishes():
-    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    done = subprocess.run([sys.executable, "-c", LAUNCHES], cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert done.stdout.split() == ["1", "2", "3", "4", "6"], done.stderr
+    assert compiling("-c", LAUNCHES) == ["1", "2", "3", "4", "6"]
 
 
 @pytest.mark.slow
 def test_tuning_compiles_its_candidates_and_leaves_out_what_does_not_fit():
-    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    done = subprocess.run([sys.executable, "-c", TUNING], cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert done.stdout.split() == ["2", "2"], done.stderr
+    assert compiling("-c", TUNING) == ["2", "2"]
