@@ -20,8 +20,8 @@ import numpy as np
 import torch
 
 from benchmarks import peers, record
-from data.disk import InputError
-from slidr.minkunet import MinkUNet
+from data.files import InputError
+from slidr.networks.minkunet import MinkUNet
 from triton_kernels import SparseConv3d, SparseConvTranspose3d, SparseTensor, backend
 
 DENSE = 1024  # edge of the square matrices that stand for dense products: large enough for the full rate

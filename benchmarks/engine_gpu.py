@@ -32,8 +32,8 @@ import triton
 
 from benchmarks import peers
 from benchmarks.engine_cpu import load
-from data.disk import atomic_write
-from slidr.minkunet import STRIDES, MinkUNet
+from data.files import atomic_write
+from slidr.networks.minkunet import STRIDES, MinkUNet
 from triton_kernels import (
     CartesianGrid,
     SparseConv3d,
@@ -42,10 +42,12 @@ from triton_kernels import (
     backend,
     configurations,
     convolution,
-    kernel_map,
     voxelize,
 )
 from triton_kernels.configurations import Configuration
+from triton_kernels.kernel_map import Tiles
+from triton_kernels.kernels import convolution as convolution_kernels
+from triton_kernels.kernels import kernel_map as map_kernels
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "float32": torch.float32}
 RESULTS = Path("benchmarks/results")
@@ -161,7 +163,7 @@ class Workload:
         return found
 
 
-def operations(layer: torch.nn.Module, x: torch.Tensor, m: kernel_map.Tiles) -> dict[str, Callable[[], torch.Tensor]]:
+def operations(layer: torch.nn.Module, x: torch.Tensor, m: Tiles) -> dict[str, Callable[[], torch.Tensor]]:
     """The three products of a layer, by the name of their configuration's use."""
     transposed, weight = isinstance(layer, SparseConvTranspose3d), layer.weight.detach().to(x.dtype)
     grad = torch.randn(m.n_fine if transposed else m.n_coarse, weight.shape[2], device=x.device).to(x.dtype)
@@ -196,21 +198,21 @@ def candidates(operation: str, c_in: int, c_out: int, dtype: torch.dtype, rows: 
     """Block shapes worth a try."""
     fit_in, fit_out = (max(triton.next_power_of_2(c), 16) for c in (c_in, c_out))
     halves = dtype != torch.float32
-    columns = [c for c in ((32, 64, 128, 256) if halves else (32, 64)) if c <= fit_out and c * 4 >= fit_out]
-    depths = [d for d in ((32, 64) if halves else (16, 32)) if d <= max(fit_in, 16)] or [16]
+    block_ns = [n for n in ((32, 64, 128, 256) if halves else (32, 64)) if n <= fit_out and n * 4 >= fit_out]
+    block_ks = [k for k in ((32, 64) if halves else (16, 32)) if k <= max(fit_in, 16)] or [16]
     found = []
     if operation == "convolve":
         splits = (1, 2, 4) if rows < 16384 else (1,)
-        for c, d, s, warps, stages in itertools.product(columns or [fit_out], depths, splits, (4, 8), (3, 4)):
+        for n, k, s, warps, stages in itertools.product(block_ns or [fit_out], block_ks, splits, (4, 8), (3, 4)):
             if s == 1 or stages == 3:
-                found.append(Configuration(0, c, d, s, warps, stages))
+                found.append(Configuration(0, n, k, s, warps, stages))
         return found
-    heights = [c for c in (32, 64, 128) if c <= fit_in and c * 4 >= fit_in] or [fit_in]
-    for r, c, d, s in itertools.product(heights, columns or [fit_out], (32, 64), (1, 2, 4, 8, 16, 32)):
-        c = min(c, 128)
-        programs = 27 * backend.cdiv(c_in, r) * backend.cdiv(c_out, c) * s
+    block_ms = [m for m in (32, 64, 128) if m <= fit_in and m * 4 >= fit_in] or [fit_in]
+    for m, n, k, s in itertools.product(block_ms, block_ns or [fit_out], (32, 64), (1, 2, 4, 8, 16, 32)):
+        n = min(n, 128)
+        programs = 27 * backend.cdiv(c_in, m) * backend.cdiv(c_out, n) * s
         if 64 <= programs <= 4096:  # neither an idle GPU nor vast partial sums
-            found.append(Configuration(r, c, d, s, 8 if r * c >= 8192 else 4, 3))
+            found.append(Configuration(m, n, k, s, 8 if m * n >= 8192 else 4, 3))
     return list(dict.fromkeys(found))
 
 
@@ -231,7 +233,7 @@ def _precompile(job: tuple) -> int:
     points = torch.cartesian_prod(*[torch.arange(4.0)] * 3).to(device)
     v = voxelize(points, torch.zeros(len(points), device=device), CartesianGrid(1.0), (1, 2))
     cache, coarse = SparseTensor(v.coordinates.float(), v).cache, (1 if size == 3 else 2,) * 3
-    with backend.forced("triton"), mock.patch.object(kernel_map, "tile_height", lambda n: height):
+    with backend.forced("triton"), mock.patch.object(map_kernels, "tile_height", lambda n: height):
         m = cache.kernel_map((1,) * 3, coarse, (size,) * 3, (1,) * 3, dtype)
         rows = m.n_coarse if kind is SparseConvTranspose3d else m.n_fine
         layer = kind(*channels, size, coarse).to(device)
@@ -240,7 +242,7 @@ def _precompile(job: tuple) -> int:
 
 
 def _fits(f: Callable[[], torch.Tensor], c: Configuration) -> bool:
-    with mock.patch.object(convolution, "configuration", lambda *_: c):
+    with mock.patch.object(convolution_kernels, "configuration", lambda *_: c):
         try:
             f()
         except triton.runtime.errors.OutOfResources:  # more shared memory than this device has
@@ -260,7 +262,7 @@ def tune(works: list[Workload], repeats: int) -> dict[str, dict[str, list[int]]]
                 found = candidates(*use, work.dtype, n)
                 channels, size = layer.weight.shape[1:], layer.kernel_size[0]
                 jobs.append(
-                    (type(layer), channels, size, operation, kernel_map.tile_height(n), work.dtype, found, device)
+                    (type(layer), channels, size, operation, map_kernels.tile_height(n), work.dtype, found, device)
                 )
                 places.setdefault(key, (f, found))
     if device.type == "cuda":
@@ -272,7 +274,7 @@ def tune(works: list[Workload], repeats: int) -> dict[str, dict[str, list[int]]]
         times = {}
         for c in found:
             if _fits(f, c):
-                with mock.patch.object(convolution, "configuration", lambda *_, c=c: c):
+                with mock.patch.object(convolution_kernels, "configuration", lambda *_, c=c: c):
                     times[c] = seconds(f, device, repeats, ahead=True)
         if times:
             table.setdefault(key, {})[bits] = list(min(times, key=times.get))

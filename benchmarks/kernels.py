@@ -24,16 +24,10 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from slidr.minkunet import MinkUNet
-from triton_kernels import (
-    SparseConv3d,
-    SparseConvTranspose3d,
-    convolution,
-    hash_table,
-    kernel_map,
-    normalization,
-)
+from slidr.networks.minkunet import MinkUNet
+from triton_kernels import SparseConv3d, SparseConvTranspose3d
 from triton_kernels.configurations import configuration
+from triton_kernels.kernels import convolution, hash_table, kernel_map, normalization
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -91,10 +85,8 @@ def layers() -> list[tuple[int, int, int, int]]:
     found = set()
     for name, layer in MinkUNet(64).named_modules():
         if isinstance(layer, SparseConv3d | SparseConvTranspose3d) and len(layer.weight) > 1:
-            level = int(
-                re.search(r"\d", name)[0]
-            )  # conv1p1s2, block1.0.conv1: 1; convtr4p16s2 writes what block5 reads
-            level += name.startswith("convtr")
+            # conv1p1s2 and block1.0.conv1 are on level 1; convtr4p16s2 writes what block5 reads
+            level = int(re.search(r"\d", name)[0]) + name.startswith("convtr")
             found.add((*layer.weight.shape, level if level < 5 else 8 - level))
     return sorted(found)
 
@@ -107,21 +99,21 @@ def jobs() -> list[Job]:
         _job("insert", hash_table._insert, {"BLOCK": hash_table.BLOCK}),
         _job("mark", hash_table._mark, {"BLOCK": hash_table.BLOCK}),
         _job("collect", hash_table._collect, {"BLOCK": hash_table.BLOCK}, ends="*i32", found="*i32"),
-        *(_job(f"look_up mirrored={m}", k._look_up, {"MIRRORED": m, "BLOCK": k.ROWS}) for m in (True, False)),
+        *(_job(f"look_up mirrored={m}", k._look_up, {"MIRRORED": m, "BLOCK": k.BLOCK}) for m in (True, False)),
     ]
     for volume in (8, 27):
-        constants = {"VOLUME": volume, "BLOCK": k.ROWS}
+        constants = {"VOLUME": volume, "BLOCK": k.BLOCK}
         all_jobs.append(_job(f"rank {volume}", k._rank, constants))
         all_jobs.append(_job(f"pack_pairs {volume}", k._pack_pairs, constants))
         for height in (32, 64, 128):
-            all_jobs.append(_job(f"tile {volume} x {height}", k._tile, {"VOLUME": volume, "HEIGHT": height}))
+            all_jobs.append(_job(f"tile {volume} x {height}", k._tile, {"VOLUME": volume, "BLOCK_M": height}))
     for dtype, pointer in POINTERS.items():
         short = pointer[1:]
         types = dict.fromkeys(("x", "residual", "out", "grad", "active", "grad_x", "grad_residual", "weight"), pointer)
         for volume, c_in, c_out, level in layers():
             for scans in (1, 16):
                 all_jobs += _convolution_jobs(volume, c_in, c_out, VOXELS[level] * scans, dtype, types)
-        block = {"ROWS": n.ROWS, "COLUMNS": n.COLUMNS, "CHANNELS": 96}
+        block = {"BLOCK_M": n.BLOCK_M, "BLOCK_N": n.BLOCK_N, "CHANNELS": 96}
         types |= dict.fromkeys(("statistics", "line", "sums", "bias", "running_mean", "running_variance"), "*fp32")
         types["parts"] = "*fp64"
         all_jobs.append(_job(f"statistics {short}", n._statistics_kernel, block, **types))
@@ -130,7 +122,7 @@ def jobs() -> list[Job]:
             for kernel in (n._apply_kernel, n._sums_kernel, n._grad_kernel):
                 name = f"{kernel.__name__.strip('_').removesuffix('_kernel')} residual={residual} {short}"
                 all_jobs.append(_job(name, kernel, switches, **types))
-    block = {"CHANNELS": 96, "COLUMNS": 16, "PARTS": 128}
+    block = {"CHANNELS": 96} | n.FINISH
     all_jobs.append(_job("finish_sums", n._finish_sums_kernel, block, **types))
     types |= {"batches": "*i64", "momentum": "fp32", "eps": "fp32", "weight": "*fp32"}
     all_jobs.append(_job("finish_statistics", n._finish_statistics_kernel, block, **types))
@@ -142,7 +134,7 @@ def _convolution_jobs(volume: int, c_in: int, c_out: int, rows: int, dtype: torc
     """Forward, input gradient and weight gradient of a layer that writes `rows` rows."""
     cpu, short = torch.device("cpu"), types["x"][1:]
     height = kernel_map.tile_height(rows)
-    common = {"VOLUME": volume, "PRECISION": "ieee", "AS_FLOAT": False, "HEIGHT": height}
+    common = {"VOLUME": volume, "PRECISION": "ieee", "AS_FLOAT": False, "BLOCK_M": height}
     found = []
     for way, a, b, strides, mirror in (
         ("forward", c_in, c_out, (c_out, 1), False),
@@ -151,14 +143,15 @@ def _convolution_jobs(volume: int, c_in: int, c_out: int, rows: int, dtype: torc
         c = configuration("convolve", a, b, dtype, rows, cpu)
         constants = common | {
             "C_IN": a, "C_OUT": b, "STRIDE_IN": strides[0], "STRIDE_OUT": strides[1], "MIRROR": mirror,
-            "COLUMNS": c.columns, "DEPTH": c.depth, "SPLITS": c.splits,
+            "BLOCK_N": c.block_n, "BLOCK_K": c.block_k, "SPLITS": c.splits,
         }  # fmt: skip
         name = f"convolve {way} {volume} {c_in}x{c_out} {short} tile {height}"
         out = types["out"] if c.splits == 1 else "*fp32"
         found.append(_job(name, convolution._convolve, constants, c.warps, c.stages, **types | {"out": out}))
     c = configuration("weight_gradient", c_in, c_out, dtype, rows, cpu)
     constants = common | {
-        "C_IN": c_in, "C_OUT": c_out, "ROWS": c.rows, "COLUMNS": c.columns, "DEPTH": c.depth, "SPLITS": c.splits,
+        "C_IN": c_in, "C_OUT": c_out, "BLOCK_M": c.block_m, "BLOCK_N": c.block_n, "BLOCK_K": c.block_k,
+        "SPLITS": c.splits,
     }  # fmt: skip
     name = f"weight_gradient {volume} {c_in}x{c_out} {short} splits {c.splits}"
     found.append(_job(name, convolution._weight_gradient, constants, c.warps, c.stages, **types | {"out": "*fp32"}))
@@ -175,8 +168,8 @@ def compile_job(job: Job, target: str) -> Compiled:
     options = {"num_warps": job.warps, "num_stages": job.stages if target != "gfx942" else 2}
     compiled = triton.compile(source, target=TARGETS[target], options=options)
     row = Compiled(job.name, target, None, compiled.metadata.shared, None, None, None, None, 0)
-    height = job.constants.get("HEIGHT", job.constants.get("DEPTH"))
-    narrow = rf"tt\.addptr .*tensor<{height}x1x!tt\.ptr<\w+>>, tensor<{height}x1xi32>"
+    gathered = job.constants.get("BLOCK_K" if job.name.startswith("weight_gradient") else "BLOCK_M")
+    narrow = rf"tt\.addptr .*tensor<{gathered}x1x!tt\.ptr<\w+>>, tensor<{gathered}x1xi32>"
     row.narrow_rows = len(re.findall(narrow, compiled.asm["ttir"]))
     if "cubin" not in compiled.asm:
         return row

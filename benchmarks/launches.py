@@ -33,9 +33,10 @@ from triton.runtime import interpreter
 from benchmarks import record
 from benchmarks.engine_cpu import load
 from benchmarks.engine_gpu import Workload
-from data.disk import InputError
-from slidr.minkunet import STRIDES, MinkUNet
+from data.files import InputError
+from slidr.networks.minkunet import STRIDES, MinkUNet
 from triton_kernels import CartesianGrid, SparseTensor, backend, voxelize
+from triton_kernels.kernels import INTERPRETED
 
 PARTS = ("voxelize", "maps", "forward", "backward")
 # what reaches torch's dispatcher but no device: views, allocations, transfers to the host
@@ -163,7 +164,7 @@ def main() -> None:
     if options.count:
         print(json.dumps(count(work)))
         return
-    if backend.INTERPRETED:
+    if INTERPRETED:
         sys.exit("launches.py: times need compiled kernels; unset TRITON_INTERPRET.")
     command = [sys.executable, "-m", "benchmarks.launches", "--scans", str(options.scans), "--count"]
     environment = os.environ | {"TRITON_INTERPRET": "1"}

@@ -14,7 +14,7 @@ from unittest import mock
 import torch
 from torch import nn
 
-from slidr.minkunet import MinkUNet
+from slidr.networks.minkunet import MinkUNet
 from triton_kernels import BatchNorm, SparseConv3d, SparseConvTranspose3d, SparseTensor, layouts, modules
 from triton_kernels.kernel_map import BLOCK, Pairs
 

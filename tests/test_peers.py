@@ -1,8 +1,8 @@
 """The benchmarks' adapters of other engines, each on a stand-in of its library.
 
-A stand-in has just the interface that the library documents, with its own order of weights and its own coordinates, on
-sums written out here. So these tests show the adapters' plumbing (weights, coordinates, levels, types, gradients), not
-the libraries, which `peers.check` holds against ours wherever a benchmark finds one installed.
+A stand-in has only the interface that the library documents, with the library's order of weights and coordinates, and
+computes with the sums below. These tests therefore check the adapters (weights, coordinates, levels, types, gradients),
+not the libraries; `peers.check` compares an installed library with our engine whenever a benchmark runs.
 """
 
 import sys
@@ -15,15 +15,15 @@ import torch
 from torch import nn
 
 from benchmarks import peers
-from slidr.minkunet import MinkUNet
+from slidr.networks.minkunet import MinkUNet
 from triton_kernels import SparseTensor, layouts
 
 SEEN = set()  # types of the features that reached a stand-in's layers
-BUILT = []  # the maps that an adapter, not the library itself, must see reused
+BUILT = []  # maps built; where the library does not cache them, the adapter must
 
 
 def taps(size: int) -> range:
-    """What a kernel reaches along an axis: odd ones to both sides, even ones forward."""
+    """A kernel's offsets along an axis: odd kernels reach both sides, even ones forward."""
     return range(-(size // 2), size // 2 + 1) if size % 2 else range(size)
 
 
@@ -252,7 +252,7 @@ def built(name: str, dtype: torch.dtype = torch.float64) -> tuple[MinkUNet, peer
 
 
 def gradients(network: MinkUNet, out: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Those of a loss that no permutation of rows or channels leaves alone, by parameter."""
+    """Gradients by parameter, of a loss that changes under any permutation of rows or channels."""
     network.zero_grad()
     weights = torch.linspace(-1, 1, out.numel(), dtype=out.dtype).view_as(out)
     (out * weights).sum().backward()
@@ -295,7 +295,7 @@ def test_a_peer_replaces_the_layers_that_its_name_says(name):
 
 @pytest.mark.parametrize("name, maps", {"spconv": 9, "flex_gemm (strided layers: ours)": 5}.items())
 def test_a_peer_builds_each_map_once(name, maps, cloud):
-    """Five levels, and for spconv four ways between them: a map built twice is time that the peer need not take."""
+    """Five levels, and for spconv four transitions between them: building a map twice would slow the peer down."""
     built(name)[1](*cloud)
     assert len(BUILT) == len(set(BUILT)) == maps
 
@@ -320,7 +320,7 @@ def test_our_engine_is_itself_again_after_a_peer(cloud):
 
 
 def test_a_peer_takes_a_second_cloud(cloud):
-    """Nothing of the first one's maps may stay."""
+    """No map of the first cloud may be reused."""
     features, coordinates = cloud
     few = coordinates[:, 0] == 1
     coordinates = coordinates - torch.tensor([1, 0, 0, 0], dtype=torch.int32)

@@ -1,10 +1,8 @@
-"""(batch, x, y, z) <-> one int64 key, and the stride arithmetic of tensor strides."""
+"""Coordinates (batch, x, y, z) packed into one int64 key, and rounding to tensor strides."""
 
 import torch
-import triton
-import triton.language as tl
 
-BITS = (10, 18, 18, 17)  # of batch, x, y, z; 63 in all, so that keys are never negative
+BITS = (10, 18, 18, 17)  # of batch, x, y, z: 63 in all, so that keys are never negative
 LOWEST = tuple([0] + [-(1 << (b - 1)) for b in BITS[1:]])
 HIGHEST = tuple(low + (1 << b) - 1 for low, b in zip(LOWEST, BITS, strict=True))
 SHIFT = (53, 35, 17, 0)
@@ -12,7 +10,7 @@ Triple = tuple[int, int, int]
 
 
 def triple(value, name: str) -> Triple:
-    """An int, or one int per axis, as three ints >= 1."""
+    """An int, or one per axis, as three ints. Raises ValueError, with the argument's `name`, unless all are above 0."""
     values = (value,) * 3 if isinstance(value, int) else tuple(int(v) for v in value)
     if len(values) != 3 or min(values) < 1:
         raise ValueError(f"{name} must be a whole number above 0, or three of them; it is {value!r}.")
@@ -20,7 +18,10 @@ def triple(value, name: str) -> Triple:
 
 
 def check(coordinates: torch.Tensor) -> None:
-    """Raise if the coordinates are no `[V, 4]` integers, or lie outside the key's range. Waits for the device."""
+    """Check that coordinates are `[V, 4]` integers that fit the key. Waits for the device.
+
+    Raises TypeError if they are not integers, ValueError for another shape or a coordinate out of range.
+    """
     if coordinates.ndim != 2 or coordinates.shape[1] != 4:
         raise ValueError(f"coordinates must be [V, 4] (batch, x, y, z); they are {list(coordinates.shape)}.")
     if coordinates.is_floating_point() or coordinates.dtype == torch.bool:
@@ -30,7 +31,7 @@ def check(coordinates: torch.Tensor) -> None:
 
 
 def check_span(low: list[int], high: list[int]) -> None:
-    """Raise ValueError unless the smallest and largest coordinates, one a column, fit the key."""
+    """Raise ValueError unless the smallest and largest value of each column fit the key."""
     for axis in range(4):
         if low[axis] < LOWEST[axis] or high[axis] > HIGHEST[axis]:
             raise ValueError(
@@ -40,7 +41,7 @@ def check_span(low: list[int], high: list[int]) -> None:
 
 
 def floor_to(coordinates: torch.Tensor, stride: Triple) -> torch.Tensor:
-    """`floor(c / s) * s` per spatial axis, towards minus infinity; the batch stays."""
+    """`floor(c / s) * s` on each spatial axis of `[V, 4]`, rounding towards minus infinity; the batch is unchanged."""
     if stride == (1, 1, 1):
         return coordinates
     axes = (torch.div(coordinates[:, i + 1], s, rounding_mode="floor") * s for i, s in enumerate(stride))
@@ -48,54 +49,17 @@ def floor_to(coordinates: torch.Tensor, stride: Triple) -> torch.Tensor:
 
 
 def pack(coordinates: torch.Tensor, stride: Triple = (1, 1, 1)) -> torch.Tensor:
-    """`[V, 4]` integers inside the range -> keys `[V]` int64 of their floors, ordered like the tuples."""
+    """Keys `[V]` int64 of coordinates `[V, 4]` rounded down to the stride; they sort as the coordinates do."""
     b, x, y, z = floor_to(coordinates, stride).long().unbind(1)
     return (b << SHIFT[0]) + (x << SHIFT[1]) + (y << SHIFT[2]) + (z - key_offset(LOWEST[1:]))
 
 
 def unpack(keys: torch.Tensor) -> torch.Tensor:
-    """Keys `[V]` -> coordinates `[V, 4]` int32: the way back from `pack`."""
+    """Coordinates `[V, 4]` int32 of keys `[V]`: the inverse of `pack`."""
     columns = (((keys >> s) & ((1 << b) - 1)) + low for s, b, low in zip(SHIFT, BITS, LOWEST, strict=True))
     return torch.stack([c.int() for c in columns], 1)
 
 
 def key_offset(offset: Triple) -> int:
-    """What to add to a key to move by `offset` voxels (as long as no axis leaves its range)."""
+    """What to add to a key to move it by `offset` voxels, as long as no axis leaves its range."""
     return sum(o << s for o, s in zip(offset, SHIFT[1:], strict=True))
-
-
-_LOW_X, _LOW_Y, _LOW_Z = (tl.constexpr(low) for low in LOWEST[1:])
-_HIGH_X, _HIGH_Y, _HIGH_Z = (tl.constexpr(high) for high in HIGHEST[1:])
-_SHIFT_B, _SHIFT_X, _SHIFT_Y = (tl.constexpr(shift) for shift in SHIFT[:3])
-
-
-@triton.jit
-def key_of(batch, x, y, z):
-    """Key of int32 coordinates inside the range."""
-    b = batch.to(tl.int64) << _SHIFT_B
-    x = (x - _LOW_X).to(tl.int64) << _SHIFT_X
-    y = (y - _LOW_Y).to(tl.int64) << _SHIFT_Y
-    return b | x | y | (z - _LOW_Z).to(tl.int64)
-
-
-@triton.jit
-def in_range(x, y, z):
-    """Whether spatial coordinates have a key."""
-    low = (x >= _LOW_X) & (y >= _LOW_Y) & (z >= _LOW_Z)
-    return low & (x <= _HIGH_X) & (y <= _HIGH_Y) & (z <= _HIGH_Z)
-
-
-@triton.jit
-def _floor(c, stride):
-    rest = c % stride  # has the sign of c, as in C
-    return c - tl.where(rest < 0, rest + stride, rest)
-
-
-@triton.jit
-def rounded(coordinates, row, inside, stride):
-    """Coordinates of rows, rounded down to the stride: three int32 in memory."""
-    at = coordinates + row.to(tl.int64) * 4
-    x = _floor(tl.load(at + 1, mask=inside, other=0), tl.load(stride))
-    y = _floor(tl.load(at + 2, mask=inside, other=0), tl.load(stride + 1))
-    z = _floor(tl.load(at + 3, mask=inside, other=0), tl.load(stride + 2))
-    return tl.load(at, mask=inside, other=0), x, y, z

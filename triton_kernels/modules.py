@@ -1,4 +1,4 @@
-"""SparseTensor and the layers on it: thin modules around kernel maps and convolution."""
+"""SparseTensor and its layers: thin modules around kernel maps, convolution and batch norm."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import torch.distributed as dist
 from torch import nn
 
 from triton_kernels import kernel_map as maps
-from triton_kernels.backend import uses_triton
+from triton_kernels.backend import kernels, uses_triton
 from triton_kernels.convolution import convolve
 from triton_kernels.coordinates import check, triple
-from triton_kernels.hash_table import Distinct, HashTable, SortedKeys
+from triton_kernels.hash_table import HashTable, SortedKeys, distinct
 from triton_kernels.normalization import normalize
 from triton_kernels.voxelize import Voxels
 
@@ -21,20 +21,19 @@ Size = int | tuple[int, int, int]
 
 
 class _Cache:
-    """Coordinates, tables and kernel maps of one batch, by tensor stride; shared by every layer."""
+    """Coordinates, tables and kernel maps of one batch, by tensor stride, shared by all layers."""
 
     def __init__(self):
         self.coordinates: dict[tuple, torch.Tensor] = {}
         self.tables: dict[tuple, HashTable | SortedKeys] = {}
         self.maps: dict[tuple, maps.Pairs | maps.Tiles] = {}
 
-    @torch.compiler.disable  # how many rows there are depends on the data
-    def kernel_map(
-        self, fine: tuple, coarse: tuple, kernel: tuple, dilation: tuple, dtype: torch.dtype
-    ) -> maps.Pairs | maps.Tiles:
-        """The map from the coordinates at stride `fine` to those at stride `coarse`, for features of `dtype`."""
-        on_triton = uses_triton(self.coordinates[fine].device, dtype)
-        build, kind = (maps.build_tiles, HashTable) if on_triton else (maps.build_pairs, SortedKeys)
+    @torch.compiler.disable  # the number of rows depends on the data
+    def kernel_map(self, fine: tuple, coarse: tuple, kernel: tuple, dilation: tuple, dtype: torch.dtype):
+        """The Pairs or Tiles between the coordinates at strides `fine` and `coarse`, for features of `dtype`."""
+        build, kind = maps.build_pairs, SortedKeys
+        if uses_triton(self.coordinates[fine].device, dtype):
+            build, kind = kernels("kernel_map").build_tiles, HashTable
         name = (fine, coarse, kernel, dilation, build)
         if name not in self.maps:
             if (fine, kind) not in self.tables:
@@ -44,11 +43,10 @@ class _Cache:
         return self.maps[name]
 
     @torch.compiler.disable
-    def level(self, stride: tuple, make: Callable[[], torch.Tensor]) -> torch.Tensor:
-        """The coordinates at `stride`, made by `make` if the cache has none."""
+    def level(self, stride: tuple, make: Callable[[], torch.Tensor]) -> None:
+        """Make the coordinates at `stride` unless the cache has them."""
         if stride not in self.coordinates:
             self.coordinates[stride] = make()
-        return self.coordinates[stride]
 
 
 class SparseTensor:
@@ -56,12 +54,12 @@ class SparseTensor:
 
     Args:
         features: `[V, C]`.
-        coordinates: `[V, 4]` integers (batch, three axes), all different, multiples of the stride; or what `voxelize`
-            returned, which needs no checks and brings the coordinates of coarser strides along.
+        coordinates: `[V, 4]` integers (batch, three axes), all different, multiples of the stride; or the result of
+            `voxelize`, which needs no checks and includes the coordinates of coarser strides.
         stride: tensor stride, one int or one per axis.
 
-    Raises ValueError or TypeError if shapes disagree, coordinates are no integers, out of range, off the stride, or
-    not all different.
+    Raises TypeError if coordinates are not integers, ValueError if shapes disagree or coordinates are out of range, not
+    multiples of the stride, or not all different.
     """
 
     def __init__(self, features: torch.Tensor, coordinates: torch.Tensor | Voxels, stride: Size = 1):
@@ -78,10 +76,10 @@ class SparseTensor:
         if self.stride != (1, 1, 1) and (coordinates[:, 1:] % coordinates.new_tensor(self.stride)).any():
             raise ValueError(f"coordinates must be multiples of the stride {self.stride}.")
         coordinates = self.cache.coordinates[self.stride] = coordinates.int().contiguous()
-        distinct, count = Distinct(coordinates), len(coordinates)
-        if sum(distinct.ends.tolist()) != count:
+        found, count = distinct(coordinates), len(coordinates)
+        if sum(found.ends.tolist()) != count:
             raise ValueError("a coordinate occurs twice; voxelize the points first.")
-        (table,) = distinct.collect([count])[-1]
+        (table,) = found.collect([count])[-1]
         self.cache.tables[self.stride, type(table)] = table
 
     @property
@@ -90,9 +88,9 @@ class SparseTensor:
         return self.cache.coordinates[self.stride]
 
     def with_features(self, features: torch.Tensor, stride: tuple[int, int, int] | None = None) -> SparseTensor:
-        """Other features on the same coordinates (or on those that the cache holds at `stride`), same cache.
+        """Other features on the same coordinates, or on the cached ones at `stride`; the cache is shared.
 
-        Raises ValueError unless there is one row of features a coordinate.
+        Raises ValueError unless features are `[V, C]` with one row per coordinate.
         """
         other = object.__new__(SparseTensor)
         other.features, other.stride, other.cache = features, stride or self.stride, self.cache
@@ -100,11 +98,11 @@ class SparseTensor:
         return other
 
     def to(self, device: torch.device | str) -> SparseTensor:
-        """The same tensor on another device, with a fresh cache."""
+        """The same tensor on another device, with a new cache."""
         return SparseTensor(self.features.to(device), self.coordinates.to(device), self.stride)
 
     def __getitem__(self, item: int) -> SparseTensor:
-        """The voxels of one batch item, their batch index kept, with a fresh cache."""
+        """The voxels of one batch item, which keep their batch index, with a new cache."""
         mine = self.coordinates[:, 0] == item
         return SparseTensor(self.features[mine], self.coordinates[mine], self.stride)
 
@@ -125,13 +123,18 @@ def _check_features(features: torch.Tensor, coordinates: torch.Tensor) -> None:
 
 
 class _SparseLayer(nn.Module):
-    def __init__(self, in_channels, out_channels, kernel_size, stride, dilation, bias, fan):
+    transposed = False
+
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel_size: Size = 3, stride: Size = 1, dilation: Size = 1,
+        bias: bool = False,
+    ):  # fmt: skip
         super().__init__()
         self.kernel_size = triple(kernel_size, "kernel_size")
         self.stride = triple(stride, "stride")
         self.dilation = triple(dilation, "dilation")
         volume = math.prod(self.kernel_size)
-        bound = 1 / math.sqrt(fan * volume)
+        bound = 1 / math.sqrt((out_channels if self.transposed else in_channels) * volume)
         self.weight = nn.Parameter(torch.empty(volume, in_channels, out_channels).uniform_(-bound, bound))
         self.bias = nn.Parameter(torch.empty(out_channels).uniform_(-bound, bound)) if bias else None
 
@@ -139,7 +142,7 @@ class _SparseLayer(nn.Module):
         return f"{self.weight.shape[1]}, {self.weight.shape[2]}, kernel {self.kernel_size}, stride {self.stride}"
 
     def _cast(self, x: SparseTensor) -> torch.Tensor:
-        """Features in the type that autocast asks for."""
+        """The features, in autocast's type where it is enabled."""
         if x.features.shape[1] != self.weight.shape[1]:
             raise ValueError(f"this layer takes {self.weight.shape[1]} channels, the input has {x.features.shape[1]}.")
         kind = x.features.device.type
@@ -157,14 +160,9 @@ class SparseConv3d(_SparseLayer):
         kernel_size, stride, dilation: one int or one per axis.
         bias: add a `[C']` bias.
 
-    `weight [K, C, C']`, axis 0 of the kernel varies fastest. Raises ValueError if the channels differ.
+    `weight`: `[K, C, C']`, axis 0 of the kernel varies fastest. Raises ValueError if the input has other channels, or a
+    size is not above 0.
     """
-
-    def __init__(
-        self, in_channels: int, out_channels: int, kernel_size: Size = 3, stride: Size = 1, dilation: Size = 1,
-        bias: bool = False,
-    ):  # fmt: skip
-        super().__init__(in_channels, out_channels, kernel_size, stride, dilation, bias, fan=in_channels)
 
     def forward(self, x: SparseTensor) -> SparseTensor:
         """`[V, C]` -> `[V', C']` at tensor stride x.stride * stride."""
@@ -178,17 +176,19 @@ class SparseConv3d(_SparseLayer):
 
 
 class SparseConvTranspose3d(_SparseLayer):
-    """Transposed sparse convolution, back to the coordinates that the cache holds at x.stride / stride.
+    """Transposed sparse convolution, back to the cached coordinates at stride x.stride / stride.
 
-    If it holds none, the output lies on the distinct `coarse + offset`. Arguments and errors as SparseConv3d; the
-    tensor stride must be divisible by the layer's.
+    If there are none, the output lies on the distinct `coarse + offset`. Arguments and errors as for SparseConv3d; also
+    raises ValueError if the input's stride is not divisible by the layer's.
     """
+
+    transposed = True
 
     def __init__(
         self, in_channels: int, out_channels: int, kernel_size: Size = 2, stride: Size = 2, dilation: Size = 1,
         bias: bool = False,
     ):  # fmt: skip
-        super().__init__(in_channels, out_channels, kernel_size, stride, dilation, bias, fan=out_channels)
+        super().__init__(in_channels, out_channels, kernel_size, stride, dilation, bias)
 
     def forward(self, x: SparseTensor) -> SparseTensor:
         """`[V', C]` -> `[V, C']` at tensor stride x.stride / stride."""
@@ -205,8 +205,8 @@ class SparseConvTranspose3d(_SparseLayer):
 class BatchNorm(nn.Module):
     """Batch norm over all voxels of the batch, with the semantics and the state of nn.BatchNorm1d.
 
-    `bn` is an ordinary nn.BatchNorm1d. nn.SyncBatchNorm.convert_sync_batchnorm replaces it as it does everywhere: then
-    the batch is that of all processes, on CPUs too, and a process may have none of its voxels.
+    `bn` is an ordinary nn.BatchNorm1d. If nn.SyncBatchNorm.convert_sync_batchnorm has replaced it, the batch is that of
+    all processes, on CPUs too, and a process may have no voxels at all.
     """
 
     def __init__(self, channels: int, momentum: float = 0.1, eps: float = 1e-5):
@@ -214,10 +214,10 @@ class BatchNorm(nn.Module):
         self.bn = nn.BatchNorm1d(channels, eps=eps, momentum=momentum)
 
     def forward(self, x: SparseTensor, residual: SparseTensor | None = None, relu: bool = False) -> SparseTensor:
-        """Normalised features, plus a residual on the same coordinates, through a ReLU.
+        """Normalized features `[V, C]`, plus a residual on the same coordinates, through a ReLU.
 
-        Fewer than two voxels have no variance of their own and take the running one. (Among several processes, where
-        nobody knows the number without waiting, their variance is 0.)
+        Fewer than two voxels have no variance and use the running statistics. (With several processes the total is not
+        known without waiting for the device: the variance of a single voxel is then 0.)
         """
         bn, voxels = self.bn, len(x.features)
         other = None if residual is None else residual.features
@@ -233,14 +233,14 @@ class BatchNorm(nn.Module):
 
 
 def cat(a: SparseTensor, b: SparseTensor) -> SparseTensor:
-    """The channels of `a`, then those of `b`; ValueError unless they share coordinates and cache."""
+    """The channels of `a`, then those of `b`. Raises ValueError unless both have the same cache and stride."""
     if a.cache is not b.cache or a.stride != b.stride:
         raise ValueError(f"only tensors of the same coordinates concatenate; these are {a} and {b}.")
     return a.with_features(torch.cat((a.features, b.features), 1))
 
 
 def to_points(x: SparseTensor, inverse: torch.Tensor) -> torch.Tensor:
-    """Features `[N, C]` of the points whose voxels are `inverse [N]`."""
+    """The features `[N, C]` of points, given the voxel `inverse [N]` of each."""
     if x.features.is_cuda:
-        return x.features[inverse]  # its gradient sorts the rows and adds in order; index_select's adds atomically
+        return x.features[inverse]  # its gradient adds in a fixed order; that of index_select uses atomics
     return x.features.index_select(0, inverse)

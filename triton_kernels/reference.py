@@ -1,4 +1,4 @@
-"""The definition of every operation, naive, in any precision. Tests compare all else with it; nothing else uses it."""
+"""The definition of every operation, naive and in any precision. Only tests use it, to check the implementations."""
 
 import math
 from itertools import product
@@ -7,7 +7,7 @@ import torch
 
 
 def kernel_offsets(kernel: tuple[int, int, int]) -> list[tuple[int, int, int]]:
-    """Offset k = i0 + K0 i1 + K0 K1 i2: odd axes centred, even axes reach forward."""
+    """The offsets in the order k = i0 + K0 i1 + K0 K1 i2: odd axes are centred, even ones reach forward."""
     return [
         tuple(i - k // 2 if k % 2 else i for i, k in zip((a, b, c), kernel, strict=True))
         for c, b, a in product(range(kernel[2]), range(kernel[1]), range(kernel[0]))
@@ -33,7 +33,7 @@ def pairs(fine: list[tuple], coarse: list[tuple], kernel, step) -> list[tuple[in
 
 
 def convolve(x: torch.Tensor, weight: torch.Tensor, found: list[tuple], n_out: int, transposed: bool = False):
-    """out[o] = sum over pairs (k, i, o) of x[i] @ W[k]; transposed: i and o change places."""
+    """out[o] = the sum over pairs (k, i, o) of x[i] @ W[k]; transposed, i and o are swapped."""
     out = [x.new_zeros(weight.shape[2]) for _ in range(n_out)]
     for k, i, o in found:
         if transposed:

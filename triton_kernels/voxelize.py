@@ -1,4 +1,4 @@
-"""Points -> voxels, and the map back."""
+"""Voxelization of points, and the map from points to voxels."""
 
 import itertools
 import math
@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 import torch
 
 from triton_kernels.coordinates import Triple, check_span, triple
-from triton_kernels.hash_table import Distinct, HashTable, SortedKeys
+from triton_kernels.hash_table import HashTable, SortedKeys, distinct
 
 
 @dataclass(frozen=True)
 class CylindricalGrid:
-    """Voxels in (rho, phi, z): edges in metres, degrees, metres. The seam at 180 degrees does not wrap."""
+    """Voxels in (rho, phi, z), edges in metres, degrees, metres; ValueError unless above 0. phi does not wrap."""
 
     rho: float = 0.1
     phi_degrees: float = 1.0
@@ -31,7 +31,7 @@ class CylindricalGrid:
 
 @dataclass(frozen=True)
 class CartesianGrid:
-    """Voxels in (x, y, z): one edge in metres, or one per axis."""
+    """Voxels in (x, y, z), one edge in metres or one per axis; ValueError unless above 0."""
 
     edge: float | tuple[float, float, float] = 0.1
 
@@ -41,7 +41,7 @@ class CartesianGrid:
     def bins(self, points: torch.Tensor) -> torch.Tensor:
         """Continuous grid coordinates `[N, 3]` of points `[N, 3]` in metres, in the points' own precision."""
         edges = self.edge if isinstance(self.edge, tuple) else (self.edge,)
-        return points / torch.cat([points.new_full((1,), edge) for edge in edges])  # made there: sending would wait
+        return points / torch.cat([points.new_full((1,), edge) for edge in edges])  # without a copy, which would wait
 
 
 def _check_edges(*edges: float) -> None:
@@ -56,13 +56,13 @@ class Voxels:
     coordinates: torch.Tensor  # [V, 4] int32: batch and three axes
     first: torch.Tensor  # [V] int64: row of each voxel's first point in input order
     inverse: torch.Tensor  # [N] int64: voxel of each point
-    levels: dict[Triple, torch.Tensor]  # tensor stride -> [V', 4] int32, of every stride asked for
+    levels: dict[Triple, torch.Tensor]  # tensor stride -> coordinates [V', 4] int32
     tables: dict[Triple, HashTable | SortedKeys] = field(default_factory=dict)  # tensor stride -> rows of `levels`
 
     def mean(self, values: torch.Tensor) -> torch.Tensor:
-        """Mean `[V, C]` of the rows of `values [N, C]` in each voxel, summed in float32 at least and in a fixed order.
+        """The mean `[V, C]` of `values [N, C]` over each voxel's points, summed in float32 at least, in a fixed order.
 
-        Raises ValueError unless there is one row a point.
+        Raises ValueError unless there is one row per point.
         """
         if values.ndim != 2 or len(values) != len(self.inverse):
             raise ValueError(
@@ -75,21 +75,18 @@ class Voxels:
 
 
 def voxelize(
-    points: torch.Tensor,
-    batch_index: torch.Tensor,
-    grid: CylindricalGrid | CartesianGrid,
-    strides: tuple[int, ...] = (1,),
+    points: torch.Tensor, batch_index: torch.Tensor, grid: CylindricalGrid | CartesianGrid, strides: tuple = (1,)
 ) -> Voxels:
-    """Quantize points by floor (supplement, section A).
+    """Quantize points to the voxels of a grid, rounding down.
 
     Args:
-        points: `[N, 3]` metres (further columns are ignored).
+        points: `[N, 3]` in metres; further columns are ignored.
         batch_index: `[N]` integers, the batch item of each point.
-        grid: the voxels' shape.
-        strides: tensor strides that a network will ask for. Their coordinates are made here too, so that the host
-            waits for the device once a batch, and not again in every strided layer.
+        grid: the shape of the voxels.
+        strides: the network's tensor strides, each an int or one per axis. Their coordinates are made here too, so that
+            the host waits for the device once a batch, and not again in every strided layer.
 
-    Raises ValueError for shapes that do not fit, and for points that are not finite or outside the key's range.
+    Raises ValueError for shapes that do not match, and for points that are not finite or out of the key's range.
     """
     if points.ndim != 2 or points.shape[1] < 3 or batch_index.shape != points.shape[:1]:
         raise ValueError(
@@ -102,16 +99,16 @@ def voxelize(
     if len(cells) == 0:
         nothing, rows = cells.int(), batch_index.long()
         return Voxels(nothing, rows, rows, dict.fromkeys(levels, nothing))
-    distinct = Distinct(cells.int(), levels)
-    # All that the host must know, in one transfer: the span, which is not finite unless every point is, and the sizes.
-    facts = torch.cat([f.double() for f in (*torch.aminmax(cells, dim=0), distinct.ends)]).tolist()
+    found = distinct(cells.int(), levels)
+    # All that the host needs, in one transfer: the span, which is finite only if every point is, and the sizes.
+    facts = torch.cat([f.double() for f in (*torch.aminmax(cells, dim=0), found.ends)]).tolist()
     if not all(map(math.isfinite, facts)):
         bad = int(torch.isfinite(cells).all(1).logical_not().sum())
         raise ValueError(f"{bad} of {len(points)} points are not finite; remove them first.")
     low, high, ends = ([int(f) for f in part] for part in (facts[:4], facts[4:8], facts[8:]))
     for level in levels:
         check_span([low[0], *(c // s * s for c, s in zip(low[1:], level, strict=True))], high)
-    found, first, inverse, tables = distinct.collect(ends)
+    rows, first, inverse, tables = found.collect(ends)
     sizes = [end - begin for begin, end in itertools.pairwise((0, *ends))]
-    coordinates = dict(zip(levels, found.split(sizes), strict=True))
+    coordinates = dict(zip(levels, rows.split(sizes), strict=True))
     return Voxels(coordinates[levels[0]], first, inverse, coordinates, dict(zip(levels, tables, strict=True)))

@@ -1,4 +1,4 @@
-"""Every kernel compiles for real GPUs, with none here: in a process of its own, for an interpreted function cannot."""
+"""Every kernel compiles for real GPUs, without one, in a process whose kernels are not defined for the interpreter."""
 
 import json
 import os
@@ -21,7 +21,7 @@ FEW = "|".join(
 
 
 def compiling(*arguments: str) -> list[str]:
-    """The words that Python prints with these arguments, in a process whose Triton compiles."""
+    """The words that Python prints when run with these arguments, in a process in which Triton compiles."""
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     command = [sys.executable, *arguments]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
@@ -30,14 +30,14 @@ def compiling(*arguments: str) -> list[str]:
 
 
 def compiled(tmp_path, pattern: str, *targets: str) -> list[dict]:
-    """Rows of `python -m benchmarks.kernels` for the kernels whose name has the pattern."""
+    """Rows of `python -m benchmarks.kernels` for the kernels whose names match the pattern."""
     file = tmp_path / "kernels.json"
     compiling("-m", "benchmarks.kernels", "--only", pattern, "--json", str(file), "--targets", *targets)
     return json.loads(file.read_text())
 
 
 def check(rows: list[dict]) -> None:
-    """What makes a convolution fast on an H100 must be in the machine code, and no kernel may spill."""
+    """Check that convolutions use what makes an H100 fast, and that no kernel spills registers."""
     for row in rows:
         if row["target"] == "gfx942":
             continue
@@ -62,7 +62,7 @@ def test_some_kernels_compile_for_every_target(tmp_path):
 
 @pytest.mark.slow  # minutes
 def test_every_shipped_kernel_compiles(tmp_path):
-    rows = compiled(tmp_path, "^(?!.*fp16)", "sm_90")  # float16 differs from bfloat16 in no shape
+    rows = compiled(tmp_path, "^(?!.*fp16)", "sm_90")  # float16 has the shapes of bfloat16
     assert len(rows) > 220
     check(rows)
     rows = compiled(tmp_path, "^(?!.*(fp16|fp32))|27 96x96 fp16", "sm_80", "sm_100", "gfx942", "--once")
@@ -79,7 +79,7 @@ for kind, size, operation, use in (
     (SparseConv3d, 3, "weight gradient", "weight_gradient"), (SparseConvTranspose3d, 2, "input gradient", "convolve")
 ):
     found = engine_gpu.candidates(use, 32, 32, torch.bfloat16, 4096)[:2]
-    found.append(found[0]._replace(rows=256, columns=256, depth=128, stages=8))  # more shared memory than there is
+    found.append(found[0]._replace(block_m=256, block_n=256, block_k=128, stages=8))  # more shared memory than there is
     print(engine_gpu._precompile((kind, (32, 32), size, operation, 64, torch.bfloat16, found, torch.device("cpu"))))
 """
 
@@ -87,8 +87,8 @@ for kind, size, operation, use in (
 LAUNCHES = """
 import torch, triton
 from benchmarks import launches
-from triton_kernels import backend
-from triton_kernels.normalization import _statistics_kernel as kernel
+from triton_kernels import kernels
+from triton_kernels.kernels.normalization import _statistics_kernel as kernel
 
 calls = []
 
@@ -97,16 +97,16 @@ class Driver(launches.NoDevice):
 
 triton.runtime.driver.set_active(Driver())
 x, parts = torch.zeros(64, 16), torch.zeros(2, 2, 16, dtype=torch.float64)
-tile = dict(CHANNELS=16, ROWS=32, COLUMNS=16)
+tile = dict(CHANNELS=16, BLOCK_M=32, BLOCK_N=16)
 
 def launch(x, n=64):
-    backend.launch(kernel, (2, 1, 1), x, parts, n, 32, 2, warps=4, stages=3, **tile)
-    return len(backend._compiled)
+    kernels.launch(kernel, (2, 1, 1), x, parts, n, 32, 2, warps=4, stages=3, **tile)
+    return len(kernels._compiled)
 
 launch(x)  # as Triton launches
 launch(x)  # as we do
 first, second = ([a.data_ptr() if isinstance(a, torch.Tensor) else a for a in call] for call in calls)
-assert first[:6] + first[9:] == second[:6] + second[9:], (first, second)  # between them: hooks, of which we call none
+assert first[:6] + first[9:] == second[:6] + second[9:], (first, second)  # in between: hooks, which we do not call
 print(launch(x, 48), launch(x.view(-1)[1:33].view(2, 16)), launch(x.bfloat16()), launch(x, 2**31), len(calls))
 """
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from slidr.minkunet import MinkUNet, from_minkowski, to_minkowski
+from slidr.networks.minkunet import MinkUNet, from_minkowski, to_minkowski
 from tests.conftest import SHARED
 from tests.triton_kernels.conftest import listed
 from triton_kernels import BatchNorm, CylindricalGrid, SparseConv3d, SparseConvTranspose3d, SparseTensor, voxelize
@@ -101,7 +101,7 @@ def test_quantize(shared):
 
 
 def seeded(key: str, shape: tuple, seed: int) -> torch.Tensor:
-    """The README's seeding rule of the full network."""
+    """A parameter of the full network, by the seeding rule in the golden files' README."""
     u = np.random.RandomState((zlib.crc32(key.encode()) + 1000003 * seed) & 0x7FFFFFFF).random_sample(shape)
     if key.endswith(".kernel"):
         u = (2 * u - 1) * np.sqrt(6 / np.prod(shape[:-1]))
@@ -139,7 +139,7 @@ def golden_network(z) -> MinkUNet:
 
 
 def train_step(net: MinkUNet, z, dtype: torch.dtype, device: str | torch.device = "cpu"):
-    """(output, gradient of the features, signs behind every ReLU) of the file's forward and backward pass."""
+    """(output, gradient of the features, signs after every ReLU) of the file's forward and backward pass."""
     signs = []
     for name, module in net.named_modules():
         if isinstance(module, BatchNorm) and "downsample" not in name:  # all others end in a ReLU
@@ -171,8 +171,8 @@ def test_network(shared, name, dtype):
     for key in [k for k in z.files if k.startswith("bn_after1/")]:
         assert relative(after[key[10:]], z[key]) < 1e-5, key
 
-    # A few of a million inputs of a ReLU lie within 1e-6 of zero. On which side they fall in float32 is the processor's
-    # affair, and one that changes sides moves some gradients by 1e-3; in float64 nothing does.
+    # A few of a million inputs of a ReLU lie within 1e-6 of zero. Their signs in float32 depend on the processor, and a
+    # flip changes some gradients by 1e-3. In float64 no sign flips.
     tolerance = 1e-5
     if dtype == torch.float32:
         _, _, exact = train_step(golden_network(z), z, torch.float64)

@@ -1,4 +1,4 @@
-"""The engine's operators as torch sees them: schemas, fakes, autocast, torch.compile; and that nothing waits."""
+"""The engine's torch operators: schemas, fakes, autocast, torch.compile; and that no layer waits for the device."""
 
 import contextlib
 
@@ -8,7 +8,7 @@ from torch import nn
 from torch.library import opcheck
 
 from benchmarks.launches import Operations, counted
-from slidr.minkunet import MinkUNet
+from slidr.networks.minkunet import MinkUNet
 from tests.triton_kernels.conftest import DEVICE
 from tests.triton_kernels.test_reference import cloud
 from triton_kernels import (
@@ -19,11 +19,12 @@ from triton_kernels import (
     SparseConvTranspose3d,
     SparseTensor,
     backend,
-    kernel_map,
     to_points,
     voxelize,
 )
 from triton_kernels.hash_table import HashTable, SortedKeys
+from triton_kernels.kernel_map import build_pairs
+from triton_kernels.kernels.kernel_map import build_tiles
 
 OPS = torch.ops.triton_kernels
 CHECKS = ("test_schema", "test_faketensor")
@@ -36,14 +37,14 @@ def test_schemas_and_fakes(device, n):
     x, grad = torch.randn(n, 5, device=device), torch.randn(n, 7, device=device)
     weight = torch.randn(27, 5, 7, device=device)
     where = (coordinates, coordinates, (3, 3, 3), (1, 1, 1))
-    s = kernel_map.build_pairs(*where, SortedKeys.of(coordinates)).coarse
+    s = build_pairs(*where, SortedKeys.of(coordinates)).coarse
     arguments = (x, weight, s.read, s.order, s.starts, s.counts, True, False)
     opcheck(OPS.convolve_pairs.default, arguments, test_utils=CHECKS)
     for wanted in ((True, True), (False, True), (True, False)):
         arguments = (grad, x, weight, s.read, s.written, s.order, s.starts, s.counts, True, True, *wanted)
         opcheck(OPS.convolve_pairs_backward.default, arguments, test_utils=CHECKS)
     if backend.uses_triton(device):
-        tiles = kernel_map.build_tiles(*where, HashTable.of(coordinates))
+        tiles = build_tiles(*where, HashTable.of(coordinates))
         p = tiles.coarse
         plan = (p.order, p.table, p.lists, p.counts, p.height)
         opcheck(OPS.convolve_tiles.default, (x, weight, *plan, False, False), test_utils=CHECKS)
@@ -98,7 +99,7 @@ def test_autocast(network):
 
 
 class TorchsOwnWatch(contextlib.AbstractContextManager):
-    """On a GPU torch itself fails at every wait."""
+    """On a GPU torch itself can raise whenever the host waits."""
 
     def __enter__(self):
         torch.cuda.set_sync_debug_mode("error")
@@ -108,7 +109,7 @@ class TorchsOwnWatch(contextlib.AbstractContextManager):
 
 
 class NoWaiting(Operations):
-    """Fails at every operation whose result the host must see before it can go on: each would wait for a GPU."""
+    """Fails at every operation whose result the host needs to continue: on a GPU it would wait."""
 
     WAITS = ("_local_scalar_dense", "nonzero", "masked_select", "unique")
 
@@ -144,7 +145,7 @@ def test_the_host_never_waits_between_the_size_read_and_the_loss(triton_device):
             out.square().mean().backward()
         return out
 
-    step(contextlib.nullcontext())  # compiles, and makes what is made once a process
+    step(contextlib.nullcontext())  # compiles kernels and fills the caches of the process
     assert step(NoWaiting()).isfinite().all()
     if triton_device.type == "cuda":
         assert step(TorchsOwnWatch()).isfinite().all()
@@ -154,7 +155,7 @@ def test_the_host_never_waits_between_the_size_read_and_the_loss(triton_device):
 
 @pytest.mark.skipif(DEVICE.type == "cuda", reason="Triton's launches are counted in its interpreter")
 def test_a_layer_is_few_launches(triton_device):
-    """With few scans a GPU waits for its host, which takes some microseconds a launch."""
+    """With few scans a GPU waits for its host, which needs a few microseconds for each launch."""
     torch.manual_seed(0)
     coordinates = cloud(60, 60)
     x = SparseTensor(torch.randn(len(coordinates), 5, requires_grad=True), coordinates)
@@ -169,4 +170,4 @@ def test_a_layer_is_few_launches(triton_device):
     with counted() as backward:
         torch.autograd.grad(y, (x.features, layer.weight, norm.bn.weight), torch.ones_like(y))
     ours = {"_sums_kernel": 1, "_finish_sums_kernel": 1, "_grad_kernel": 1, "_convolve": 1, "_weight_gradient": 1}
-    assert backward == ours | {"add": 1, "ones_like": 1}  # the sum of both ways to y, and this test's own
+    assert backward == ours | {"add": 1, "ones_like": 1}  # the sum of y's two gradients, and this test's own

@@ -1,4 +1,4 @@
-"""Batch norm over the rows of several processes: as one process on all rows, whatever each one's share."""
+"""Batch norm over several processes gives what one process gives on all their rows, however they are shared out."""
 
 import pytest
 import torch
@@ -31,7 +31,7 @@ def step(rows: slice, dtype: torch.dtype, synchronised: bool) -> list[torch.Tens
 
 
 def one_of_two(rank: int, folder: str) -> None:
-    """A process's part in every case, written to the folder."""
+    """One process's results of every case, written to the folder."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     results = []

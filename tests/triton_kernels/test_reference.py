@@ -85,7 +85,7 @@ def test_convolution_and_its_gradients(n, cin, cout, kernel, stride, dilation):
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 @pytest.mark.parametrize(("kernel", "stride"), [(3, 1), (2, 1), (2, 2), (3, 2)])
 def test_blocks_change_nothing(monkeypatch, dtype, kernel, stride):
-    """Rows in blocks of 16 instead of all at once: outputs and gradients of a layer and of its way back."""
+    """Rows in blocks of 16 instead of all at once: outputs and gradients of a strided and a transposed layer."""
     torch.manual_seed(0)
     coordinates = cloud(300, 6, spread=4)
     features = torch.randn(len(coordinates), 5, requires_grad=True)
@@ -161,7 +161,7 @@ def test_the_order_of_the_input_does_not_matter():
 
 
 def test_the_edge_of_the_range_is_no_seam():
-    """Neighbouring keys of far-apart voxels: the last z of one column and the first of the next never meet."""
+    """Adjacent keys of distant voxels: the last z of one column and the first of the next are not neighbours."""
     coordinates = torch.tensor(
         [[0, 0, 0, HIGHEST[3]], [0, 0, 1, LOWEST[3]], [1, LOWEST[1], 0, 0], [0, HIGHEST[1], 0, 0]]
     )
@@ -238,7 +238,7 @@ def test_cat_and_to_points():
     assert torch.equal(moved.features, x.features) and moved.cache is not x.cache
 
 
-CORNER = torch.tensor([[0, LOWEST[1], 0, 0]])  # no multiple of 3: rounded down it leaves the range
+CORNER = torch.tensor([[0, LOWEST[1], 0, 0]])  # not a multiple of 3: rounding down leaves the range
 GOOD = torch.zeros(2, 4, dtype=torch.int32) + torch.arange(2)[:, None]
 
 

@@ -16,13 +16,15 @@ from triton_kernels import (
     SparseConvTranspose3d,
     SparseTensor,
     backend,
-    kernel_map,
     normalization,
     reference,
     voxelize,
 )
 from triton_kernels.coordinates import HIGHEST, LOWEST, pack, unpack
-from triton_kernels.hash_table import Distinct, HashTable
+from triton_kernels.hash_table import HashTable, distinct
+from triton_kernels.kernel_map import build_pairs
+from triton_kernels.kernels import normalization as normalization_kernels
+from triton_kernels.kernels.kernel_map import build_tiles
 
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 2e-3}
 
@@ -33,7 +35,7 @@ def relative(a: torch.Tensor, b: torch.Tensor) -> float:
 
 
 def defined(layer, x: SparseTensor, y: SparseTensor, transposed: bool):
-    """What the reference makes of the layer's input, in float64 on the CPU, with gradients of features and weight."""
+    """The reference's output of a layer in float64 on the CPU, and the features and weight that it depends on."""
     fine, coarse = (y, x) if transposed else (x, y)
     step = [d * s for d, s in zip(layer.dilation, fine.stride, strict=True)]
     found = reference.pairs(tuples(fine.coordinates), tuples(coarse.coordinates), layer.kernel_size, step)
@@ -142,7 +144,7 @@ def test_maps_and_plans_by_definition(seed, n, kernel):
 def test_similar_rows_share_a_tile(triton_device, size, saved):
     """Sorting by neighbours must save work: fewer listed offsets than the same rows unsorted."""
     x = tensor(1500, 1, spread=8)
-    table = kernel_map.build_tiles(x.coordinates, x.coordinates, (size,) * 3, (1, 1, 1), HashTable.of(x.coordinates))
+    table = build_tiles(x.coordinates, x.coordinates, (size,) * 3, (1, 1, 1), HashTable.of(x.coordinates))
     order = table.coarse.order.long()
     unsorted = torch.empty_like(table.coarse.table)
     unsorted[:, order] = table.coarse.table
@@ -172,17 +174,17 @@ def test_distinct_coordinates_and_their_tables_by_definition(cells, asked):
     given = torch.tensor(cells, dtype=torch.int32, device=DEVICE).view(-1, 4)
     for name in ("torch", "triton"):
         with backend.forced(name):
-            distinct = Distinct(given, strides)
-            ends = distinct.ends.tolist() or [0, 0, 0]
+            search = distinct(given, strides)
+            ends = search.ends.tolist() or [0, 0, 0]
             assert ends == [sum(map(len, levels[:i])) for i in (1, 2, 3)]
-            found, first, inverse, tables = distinct.collect(ends)
+            found, first, inverse, tables = search.collect(ends)
             assert tuples(found) == sum(levels, [])
             assert first.tolist() == [cells.index(cell) for cell in levels[0]]
             assert inverse.tolist() == [levels[0].index(cell) for cell in cells]
             for level, table in zip(levels, tables, strict=True):
                 queries = list(dict.fromkeys([*asked, *level]))
                 fine, coarse = (torch.tensor(c, device=DEVICE).int().view(-1, 4) for c in (level, queries))
-                build = kernel_map.build_tiles if name == "triton" else kernel_map.build_pairs
+                build = build_tiles if name == "triton" else build_pairs
                 rows = [(0, level.index(cell), i) for i, cell in enumerate(queries) if cell in level]
                 assert listed(build(fine, coarse, (1, 1, 1), (1, 1, 1), table)) == rows
 
@@ -225,7 +227,7 @@ def test_points_that_have_no_voxel(device, points, words):
 
 @pytest.mark.parametrize("n", [1, 300, 1023])
 def test_maps_from_voxelizing_are_those_from_coordinates(device, n):
-    """The tables that voxelize filled give what tables of the coordinates give."""
+    """The tables made by voxelize give the same maps as tables made from the coordinates."""
     rng = np.random.default_rng(n)
     points = torch.from_numpy(rng.normal(0, 0.6, (n, 3)).astype(np.float32)).to(device)
     v = voxelize(points, torch.arange(n, device=device) % 2, CylindricalGrid(), strides=(1, 2, 4))
@@ -239,15 +241,15 @@ def test_maps_from_voxelizing_are_those_from_coordinates(device, n):
         )
         assert listed(a) == listed(b) == listed(double) and len(listed(a)) > 0
         for name, value in vars(a.coarse).items():
-            if name not in ("lists", "height", "counts"):  # a list's end is not written
+            if name not in ("lists", "height", "counts"):  # the end of a list is not written
                 assert torch.equal(value, getattr(b.coarse, name))
-    assert all(x.cache.tables[stride, type(table)] is table for stride, table in v.tables.items())  # not made afresh
+    assert all(x.cache.tables[stride, type(table)] is table for stride, table in v.tables.items())  # not made again
 
 
 def test_empty_sides_of_a_map(triton_device):
     some, none = tensor(40, 1).coordinates, torch.empty(0, 4, dtype=torch.int32, device=triton_device)
     for fine, coarse in ((some, none), (none, some), (none, none)):
-        found = kernel_map.build_tiles(fine, coarse, (2, 2, 2), (1, 1, 1), HashTable.of(fine))
+        found = build_tiles(fine, coarse, (2, 2, 2), (1, 1, 1), HashTable.of(fine))
         assert listed(found) == [] and found.start.tolist() == [0] * 9
         assert (found.coarse.table == -1).all() and (found.fine.table == -1).all()
         assert not found.coarse.counts.any() and not found.fine.counts.any()
@@ -277,7 +279,7 @@ def test_mean_of_each_voxel_and_its_gradient(device, n, dtype):
 @pytest.mark.parametrize("relu", [False, True])
 def test_norm_residual_and_relu(device, n, channels, residual, relu, monkeypatch):
     monkeypatch.setattr(normalization, "VALUES", 100)  # several blocks
-    monkeypatch.setattr(normalization, "PROGRAMS", 3)  # several, of several tiles each
+    monkeypatch.setattr(normalization_kernels, "PROGRAMS", 3)  # several, of several tiles each
     torch.manual_seed(n)
     x = (torch.randn(n, channels, device=device) * 3 + 10).requires_grad_()
     other = torch.randn(n, channels, device=device, requires_grad=True) if residual else None
@@ -302,7 +304,7 @@ def test_norm_residual_and_relu(device, n, channels, residual, relu, monkeypatch
 
 
 def test_results_are_the_same_bit_for_bit(triton_device):
-    """From run to run, and rows in another order change no more than rounding."""
+    """The same from run to run; with the rows in another order the same up to rounding."""
     x = tensor(300, 5)
     layer = SparseConv3d(5, 7, 3).to(DEVICE)
 
