@@ -25,10 +25,16 @@ from unittest.mock import patch
 import torch
 
 from benchmarks import record
-from data import augment, loading, nuscenes, projection
+from data import augment, projection
 from data.augment import AugmentSettings
-from data.frame import Reader
-from data.loading import Loader, make_loader, select
+from data.datasets import nuscenes
+from data.datasets.dataset import Reader
+from data.datasets.nuscenes import NuScenes
+from data.frame import Needs
+from data.loading import Loader, make_loader
+from data.samples import single
+from data.samples.single import Single
+from data.subsets import select
 from data.superpixels import SuperpixelSettings, compute_all
 
 PARTS = (  # none calls another
@@ -36,10 +42,10 @@ PARTS = (  # none calls another
     ("decode images", nuscenes, "read_view"),
     ("project", nuscenes, "project"),
     ("project", projection.Rigid, "apply"),  # of the points to the world
-    ("read superpixels", loading, "load_or_compute"),
+    ("read superpixels", single, "load_or_compute"),
     ("augment", augment, "draw"),
     ("augment", augment, "apply"),
-    ("collate", loading, "collate"),
+    ("collate", single, "collate"),
 )
 
 
@@ -67,10 +73,9 @@ def stopwatch() -> Iterator[Counter]:
 
 def open_loader(reader: Reader, maps: Path, batch: int, workers: int, shrink: int = 1) -> Loader:
     """Batches as pretraining takes them."""
-    return make_loader(
-        reader, batch=batch, augment=AugmentSettings(), superpixels=(maps, SuperpixelSettings()), images=True,
-        labels=False, workers=workers, seed=0, shuffle=True, shrink=shrink,
-    )  # fmt: skip
+    needs = Needs(cameras="all", superpixels=True, shrink=shrink)
+    sample = Single(reader, needs, AugmentSettings(), (maps, SuperpixelSettings()))
+    return make_loader(sample, batch=batch, workers=workers, seed=0, shuffle=True)
 
 
 def split_costs(reader: Reader, maps: Path, batch: int, shrink: int) -> dict[str, float]:
@@ -119,10 +124,10 @@ def main() -> None:
     if options.frames < 4 * options.batch:
         parser.error("--frames must be at least four times --batch: the first batches are not timed")
     torch.set_num_threads(1)
-    split = nuscenes.NuScenes(options.root, options.split)
+    split = NuScenes(options.root, options.split)
     compute_all(split.image_files(), options.maps, SuperpixelSettings(), workers=0)
     reader = select(split, [i % len(split) for i in range(options.frames)])
-    points = sum(len(split.read(i, images=False, labels=False).points) for i in range(len(split))) / len(split)
+    points = sum(len(split.read(i, Needs()).points) for i in range(len(split))) / len(split)
     costs = {shrink: split_costs(reader, options.maps, options.batch, shrink) for shrink in (1, 2)}
     rates = {workers: throughput(reader, options.maps, options.batch, workers) for workers in (0, 1, 2)}
     needed = {

@@ -33,8 +33,9 @@ from scipy.ndimage import maximum_filter
 from skimage.segmentation import find_boundaries
 
 from benchmarks import record
-from data.disk import InputError, read_image
-from data.nuscenes import NuScenes
+from data.datasets.nuscenes import NuScenes
+from data.files import InputError
+from data.images import read_image
 from data.superpixels import SuperpixelSettings, compute, save
 
 TOLERANCE = 2  # pixels

@@ -1,7 +1,7 @@
-"""Augmentations of cloud and images that keep the point-pixel pairs right (supplement, section A).
+"""Augmentations of cloud and images that keep the point-pixel pairs right (supplement, section B).
 
-Parameters are drawn in one place and applied in another: a run is reproducible by seed, a test can impose them.
-Every draw is bounded: what cannot succeed ends as the whole image, or as no cuboid.
+Parameters are drawn in one place and applied in another, so that a run is reproducible by its seed and tests can choose
+them. The number of attempts is bounded; where all fail, the image stays whole, or no cuboid is dropped.
 """
 
 import math
@@ -12,10 +12,8 @@ import torch
 
 from data.frame import CameraView, Frame, Pairs
 
-DRAWS = 10  # of a crop or a cuboid, before giving up
+DRAWS = 10  # attempts at a crop or a cuboid
 ENOUGH_SHARE = 0.75  # of an image's pairs: a crop that keeps more is accepted whatever their number
-AREA = (0.3, 1.0)
-ASPECT = (14 / 9, 17 / 9)
 
 Box = tuple[int, int, int, int]  # top row, left column, rows, columns
 
@@ -31,6 +29,7 @@ class AugmentSettings:
         pairs; then none is dropped. True (supplement; its largest side is 0.1): one that leaves all images together
         fewer than min_pairs; then another is drawn.
     min_pairs: pairs to keep for a cuboid or a crop to be accepted.
+    area, aspect: smallest and largest share of the image that a crop covers before resizing, and its width / height.
     """
 
     crop: tuple[int, int] | None = (224, 416)
@@ -38,6 +37,8 @@ class AugmentSettings:
     cuboid: float = 0.2
     paper_cuboid: bool = False
     min_pairs: int = 1024
+    area: tuple[float, float] = (0.3, 1.0)
+    aspect: tuple[float, float] = (14 / 9, 17 / 9)
 
 
 @dataclass(frozen=True)
@@ -78,17 +79,19 @@ def draw(rng: np.random.Generator, frame: Frame, settings: AugmentSettings) -> A
 def apply(frame: Frame, drawn: Augmentation) -> Frame:
     """A new frame: the cloud moved and cut, the images cut, resized (float32 in 0..1) and flipped.
 
-    Its pairs are those of the points and pixels that are left, at their new rows and pixels; its pose still takes its
-    points to the same places of the world. Without a crop size the images stay as they are.
+    Its pairs are those of the points and pixels that are left, at their new rows and pixels; its pose, if there is one,
+    still takes its points to the same places in the world. Without a crop size the images stay as they are.
     """
-    points, pose = _moved(frame.points, drawn), frame.pose.copy()
-    pose[:3, :3] = frame.pose[:3, :3] @ _motion(drawn).T
+    points, pose = _moved(frame.points, drawn), frame.pose
+    if pose is not None:
+        pose = pose.copy()
+        pose[:3, :3] = frame.pose[:3, :3] @ _motion(drawn).T
     labels, pairs = frame.labels, frame.pairs
     if drawn.cuboid is not None:
-        kept = ~_inside(points, drawn.cuboid)
-        new_row = np.cumsum(kept) - 1
-        points, labels = points[kept], None if labels is None else labels[kept]
-        pairs = pairs.select(kept[pairs.point])
+        stays = kept(frame, drawn)
+        new_row = np.cumsum(stays) - 1
+        points, labels = points[stays], None if labels is None else labels[stays]
+        pairs = pairs.select(stays[pairs.point])
         pairs = replace(pairs, point=new_row[pairs.point])
     cameras = frame.cameras
     if drawn.crop is not None:
@@ -101,6 +104,13 @@ def apply(frame: Frame, drawn: Augmentation) -> Frame:
         )
         cameras = [_cropped_view(view, box, drawn.crop, mirrored) for view, box, mirrored in cuts]
     return replace(frame, points=points, labels=labels, cameras=cameras, pairs=pairs, pose=pose)
+
+
+def kept(frame: Frame, drawn: Augmentation) -> np.ndarray:
+    """Which points of `frame` are still there after `apply`, in the same order: a mask `[N]`."""
+    if drawn.cuboid is None:
+        return np.ones(len(frame.points), bool)
+    return ~_inside(_moved(frame.points, drawn), drawn.cuboid)
 
 
 def _motion(drawn: Augmentation) -> np.ndarray:
@@ -124,7 +134,10 @@ def _inside(points: np.ndarray, cuboid: tuple[np.ndarray, np.ndarray]) -> np.nda
 def _draw_cuboid(
     rng: np.random.Generator, points: np.ndarray, pairs: Pairs, cameras: int, settings: AugmentSettings
 ) -> tuple[np.ndarray, np.ndarray] | None:
-    """Centre: a random point; sides: one random share of the range on each axis. None if it takes too many pairs."""
+    """Two corners. The centre is a random point, the sides are one random share of the cloud's range on each axis.
+
+    None if it would drop too many pairs.
+    """
     reach = np.array([np.ptp(points[:, i]) for i in range(3)])  # numpy reduces many rows of three slowly
     for _ in range(DRAWS if settings.paper_cuboid else 1):
         half = reach * rng.uniform(0, settings.cuboid) / 2
@@ -137,11 +150,11 @@ def _draw_cuboid(
 
 
 def _draw_box(rng: np.random.Generator, size: tuple[int, int], pairs: Pairs, settings: AugmentSettings) -> Box:
-    """A box of random area, aspect and place that keeps enough of an image's `pairs`; the whole image if none does."""
+    """A box of random area, aspect and place that keeps enough of an image's `pairs`, or else the whole image."""
     rows, columns = size
     for _ in range(DRAWS):
-        area = rows * columns * rng.uniform(*AREA)
-        aspect = math.exp(rng.uniform(*map(math.log, ASPECT)))
+        area = rows * columns * rng.uniform(*settings.area)
+        aspect = math.exp(rng.uniform(*map(math.log, settings.aspect)))
         w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
         if not (0 < w <= columns and 0 < h <= rows):
             continue
@@ -155,8 +168,8 @@ def _draw_box(rng: np.random.Generator, size: tuple[int, int], pairs: Pairs, set
 def _cropped_pairs(pairs: Pairs, size: tuple[int, int], box: Box, crop: tuple[int, int], mirrored: bool) -> Pairs:
     """Pairs of one image of `size` after cutting `box`, resizing it to `crop` and flipping; those outside are dropped.
 
-    The whole image keeps all its pairs: those that round to the pixel after the last go to the last. A smaller box
-    drops them (both as the published code does).
+    Pairs may round to the pixel after the last. In the whole image they go to the last one, a smaller box drops them
+    (both as in the published code).
     """
     top, left, rows, columns = box
     row = np.round((pairs.row - top) * (crop[0] / rows)).astype(np.int64)
@@ -189,8 +202,8 @@ def _cropped_view(view: CameraView, box: Box, crop: tuple[int, int], mirrored: b
 def _bilinear(image: np.ndarray, size: tuple[int, int], box: Box, crop: tuple[int, int]) -> np.ndarray:
     """`box` of an image of `size` resized to `crop` `[*crop, 3]` float32 in 0..1, as torch's `interpolate` has it.
 
-    Only rows and columns in reach are converted: most of a large image is never looked at. An `image` stored smaller
-    than its `size` is sampled at the same places.
+    Only the rows and columns that count are converted, few of a large image. An `image` stored smaller than its `size`
+    is sampled at the same places.
     """
     (above, below, down), (left, right, along) = (
         _neighbours(first * stored / whole, length * stored / whole, target)

@@ -1,14 +1,15 @@
-"""The typed things that flow from disk to the networks: Frame, CameraView, Pairs, Batch."""
+"""The typed things that flow from disk to the networks: Needs, Frame, CameraView, Pairs, Batch."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Literal
 
 import numpy as np
 import torch
 
-from data.disk import InputError, image_size, read_image
+from data.files import InputError
+from data.images import image_size, read_image
 
 
 @dataclass
@@ -20,7 +21,7 @@ class CameraView:
     image: np.ndarray  # [H, W, 3]: uint8 as read; float32 in 0..1 once augmented
     superpixels: np.ndarray | None = None  # [H, W] of any integers, any number of ids
     file: Path | None = None  # where the image comes from
-    size: tuple[int, int] | None = None  # (H, W) in whose pixels pairs count: image and map may be shrunk; None = as is
+    size: tuple[int, int] | None = None  # (H, W) that pairs count in; image and map may be shrunk. None = as is
 
     def __post_init__(self):
         self.size = self.size or self.image.shape[:2]
@@ -70,30 +71,27 @@ class Frame:
     labels: np.ndarray | None = None  # [N] uint8 train ids, 0 = ignored
     cameras: list[CameraView] = field(default_factory=list)
     pairs: Pairs = field(default_factory=Pairs.empty)
-    pose: np.ndarray = field(default_factory=lambda: np.eye(4))  # [4, 4] float64, lidar -> world
+    pose: np.ndarray | None = None  # [4, 4] float64, lidar -> world; None = not asked for
 
 
-class Reader(Protocol):
-    """What every data set offers (data.nuscenes.NuScenes, data.semantic_kitti.SemanticKitti)."""
+@dataclass(frozen=True)
+class Needs:
+    """Which parts of a frame are read. No other file is opened, and a frame is refused only if one of these is missing.
 
-    name: str  # "nuscenes" or "semantic_kitti"
-    classes: tuple[str, ...]  # class names by train id; classes[0] is "ignored"
-    intensity_offset: float  # added to the stored intensity to make the network's input feature
-    ids: list[str]  # frame ids, in order
-    scenes: list[str]  # the scene (sequence) of each frame
+    cameras: 0, 1 (one of them, drawn at random in training) or "all"; with their point-pixel pairs.
+    superpixels: maps of these images, which `data.superpixels` computes where there are none.
+    pose: where the scan was taken.
+    labels: train ids of the points; None in frames for which the data set has no labels.
+    boxes: objects; no reader has them yet.
+    shrink: images at 1 / shrink of their size (`data.images.read_image`); pairs do not change.
+    """
 
-    def __len__(self) -> int: ...
-
-    def read(self, index: int, images: bool = True, labels: bool = True, shrink: int = 1) -> Frame:
-        """Frame `index`. Without images: no cameras and no pairs. Raises InputError for files that cannot be used.
-
-        With `shrink` images have 1 / shrink of their size (`data.disk.read_image`); pairs do not change.
-        """
-        ...
-
-    def image_files(self) -> list[tuple[str, Path]]:
-        """(token, file) of every camera image of the split."""
-        ...
+    cameras: Literal[0, 1, "all"] = 0
+    superpixels: bool = False
+    pose: bool = False
+    labels: bool = False
+    boxes: bool = False
+    shrink: int = 1
 
 
 @dataclass
@@ -101,7 +99,7 @@ class Batch:
     """Several frames as tensors, concatenated."""
 
     points: torch.Tensor  # [N, 4] float32, metres and intensity as stored
-    features: torch.Tensor  # [N, 1] float32, the network's input: intensity + the data set's offset
+    features: torch.Tensor  # [N, 1] float32, the network's input: intensity * scale + offset (`Reader`)
     batch_index: torch.Tensor  # [N] int64, the frame of each point
     labels: torch.Tensor | None  # [N] int64, 0 = ignored
     images: torch.Tensor | None  # [I, 3, h, w] float32 in 0..1, all cameras of frame 0, then frame 1, ...
@@ -109,9 +107,13 @@ class Batch:
     pairs: Pairs  # tensors; point = row of `points`, camera = row of `images`
     ids: list[str]
 
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many scans and images there are, for the log's rates."""
+        return {"scans": len(self.ids), "images": 0 if self.images is None else len(self.images)}
+
     def to(self, device: torch.device | str) -> "Batch":
         """The same batch on `device`."""
-
         return self._with(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin_memory(self) -> "Batch":
@@ -131,7 +133,7 @@ class Batch:
         return replace(self, **{f.name: moved(getattr(self, f.name)) for f in fields(self)})
 
 
-def collate(frames: list[Frame], intensity_offset: float = 0.0) -> Batch:
+def collate(frames: list[Frame], intensity_offset: float = 0.0, intensity_scale: float = 1.0) -> Batch:
     """Concatenate frames into one Batch; images must have one size (data.augment sees to it).
 
     Frames may have no points, no cameras or no pairs. Labels are kept only if every frame has them.
@@ -159,7 +161,7 @@ def collate(frames: list[Frame], intensity_offset: float = 0.0) -> Batch:
     )
     return Batch(
         points=points,
-        features=points[:, 3:4] + intensity_offset,
+        features=points[:, 3:4] * intensity_scale + intensity_offset,
         batch_index=torch.repeat_interleave(torch.arange(len(frames)), lengths),
         labels=labels,
         images=torch.stack([_image_tensor(view.image) for view in views]) if views else None,

@@ -1,4 +1,4 @@
-"""Progress bars, which become plain lines where nobody watches a terminal."""
+"""Progress bars, which become plain lines where there is no terminal."""
 
 import sys
 
@@ -6,10 +6,13 @@ from tqdm import tqdm
 
 
 class Progress(tqdm):
-    """tqdm; where stderr is no terminal, a line at most every 15 seconds, and one at the end."""
+    """tqdm; where stderr is no terminal, a line at most every 15 seconds, and one at the end.
+
+    What is done within `delay` seconds (tqdm's own) shows nothing at all.
+    """
 
     def __init__(self, *args: object, **kwargs: object):
-        self.plain = not sys.stderr.isatty()
+        self.plain, self._said = not sys.stderr.isatty(), 0
         if self.plain:
             kwargs |= {"mininterval": 15, "bar_format": "{desc}: {n_fmt}/{total_fmt}, {rate_fmt}, {remaining} left"}
         super().__init__(*args, **kwargs)
@@ -18,12 +21,14 @@ class Progress(tqdm):
         """What tqdm calls to show where it stands."""
         if not self.plain:
             return super().display(msg, pos)
-        if self.n:
+        if self.n != self._said:
             print(self, file=sys.stderr)
+            self._said = self.n
 
     def close(self) -> None:
         """The last line."""
         if self.plain and not self.disable:
-            self.display()
+            if self._time() >= self.start_t + self.delay:
+                self.display()
             self.disable = True  # tqdm's own close would add an empty line
         super().close()

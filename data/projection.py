@@ -33,8 +33,8 @@ class Rigid:
         matrix[:3, :3], matrix[:3, 3] = self.rotation, self.translation
         return matrix
 
-    # Points are rounded to float32 after each rotation and each translation, as the published code's are: the world
-    # frame is a kilometre from its origin, and its rounding decides dozens of pixels of a frame (by one).
+    # Points are rounded to float32 after each rotation and each translation, as in the published code: vehicles are
+    # a kilometre from the world's origin, where rounding moves dozens of pixels of a frame by one.
 
     def apply(self, points: np.ndarray) -> np.ndarray:
         """The moved points, `[3, N]` float32 -> `[3, N]` float32."""

@@ -5,9 +5,39 @@ from pathlib import Path
 
 import numpy as np
 
-from data.disk import InputError, atomic_write, read_text
-from data.frame import Reader
-from data.loading import Selection, select
+from data.datasets.dataset import Reader
+from data.files import InputError, read_text, write_text
+from data.frame import Frame, Needs
+
+
+def select(reader: Reader, rows: list[int]) -> "Selection":
+    """The reader restricted to the frames at `rows`."""
+    return Selection(reader, list(map(int, rows)))
+
+
+class Selection:
+    """A Reader of some frames of another."""
+
+    def __init__(self, reader: Reader, rows: list[int]):
+        self._reader, self._rows, self.dataset = reader, rows, reader.dataset
+        self.intensity_scale, self.intensity_offset = reader.intensity_scale, reader.intensity_offset
+        self.ids = [reader.ids[i] for i in rows]
+        self.scenes = [reader.scenes[i] for i in rows]
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def read(self, index: int, needs: Needs, rng: np.random.Generator | None = None) -> Frame:
+        """Frame `index` of the selection (see `Reader.read`)."""
+        return self._reader.read(self._rows[index], needs, rng)
+
+    def pose(self, index: int) -> np.ndarray:
+        """Where frame `index` of the selection was taken (see `Reader.pose`)."""
+        return self._reader.pose(self._rows[index])
+
+    def image_files(self) -> list[tuple[str, Path]]:
+        """(token, file) of every camera image of the whole reader."""
+        return self._reader.image_files()
 
 
 def every_nth(items: int, pct: float) -> list[int]:
@@ -35,7 +65,7 @@ def choose_subset(reader: Reader, pct: float, subset: str, seed: int | None = No
     kept = {items[i] for i in chosen}
     rows = [i for i, name in enumerate(reader.scenes if subset == "scenes" else reader.ids) if name in kept]
     if not rows:
-        raise InputError(f"{pct:g} % of the {subset} of {reader.name} leave no frame; raise --pct.")
+        raise InputError(f"{pct:g} % of the {subset} of {reader.dataset.name} leave no frame; raise --pct.")
     return select(reader, rows)
 
 
@@ -49,7 +79,7 @@ def _listed(reader: Reader, path: Path) -> list[int]:
         raise InputError(f"{path} names no frame; write one frame id a line.")
     if strange := sorted(wanted - set(reader.ids)):
         raise InputError(
-            f"{path} names {len(strange)} frames that this split of {reader.name} does not have, the first is "
+            f"{path} names {len(strange)} frames that this split of {reader.dataset.name} does not have, the first is "
             f"`{strange[0]}`; choose the list's own data set and split."
         )
     return [i for i, name in enumerate(reader.ids) if name in wanted]
@@ -57,5 +87,4 @@ def _listed(reader: Reader, path: Path) -> list[int]:
 
 def write_subset(path: Path, reader: Reader, remark: str) -> None:
     """Write the reader's frame ids, one a line under a comment, so that `choose_subset` finds them again."""
-    with atomic_write(path) as temporary:
-        temporary.write_text("\n".join([f"# {remark}", *reader.ids]) + "\n")
+    write_text(path, "\n".join([f"# {remark}", *reader.ids]) + "\n")

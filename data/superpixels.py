@@ -11,8 +11,9 @@ from PIL import Image
 from skimage.segmentation import felzenszwalb, slic
 from torch.utils.data import DataLoader, Dataset
 
-from data.disk import InputError, atomic_write, open_image, read_image, shrunk
+from data.files import InputError, atomic_write
 from data.frame import CameraView
+from data.images import open_image, read_image, shrunk
 from data.progress import Progress
 from data.slic import slic as slic_torch
 from data.workers import results
@@ -27,7 +28,7 @@ class SuperpixelSettings:
     segments, compactness: of SLIC, both of them.
     sigma: Gaussian blur beforehand, in pixels; published: 3 for SLIC, 0.35 for Felzenszwalb.
     scale, min_size: of Felzenszwalb, the latter in pixels.
-    shrink: 1 as published; 2 or 4 = maps of images at that part of their size (`data.disk.read_image`), stored so.
+    shrink: 1 as published; 2 or 4 = maps of images at that part of their size (`data.files.read_image`), stored so.
         Lengths and areas above still count in pixels of the whole image. benchmarks/superpixels.py measures how much
         faster they are, and slic_torch is, and how far they agree with the published ones.
     """
@@ -144,7 +145,7 @@ def load_or_compute(view: CameraView, folder: Path, settings: SuperpixelSettings
 def compute_all(image_files: list[tuple[str, Path]], folder: Path, settings: SuperpixelSettings, workers: int) -> int:
     """Make every missing map with `workers` processes (0 = this one); how many were made.
 
-    A map on disk is a whole one, so a killed run goes on where it was. Several machines share the work by passing a
+    A map on disk is complete, so a killed run goes on where it was. Several machines share the work by passing a
     part of `image_files` each. Raises InputError for an image that does not decode and for a worker that dies.
     """
     if settings.kind == "none":

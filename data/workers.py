@@ -7,8 +7,7 @@ from contextlib import contextmanager
 
 from torch.utils.data import DataLoader, get_worker_info
 
-from data.disk import InputError
-from data.frame import Batch
+from data.files import InputError
 
 
 def results(loader: DataLoader) -> Iterator:
@@ -44,7 +43,7 @@ def leave_signals(worker: int) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
-def handed_over(batch: Batch) -> Batch:
+def handed_over(batch):
     """The batch in memory that the training process sees. Raises InputError if there is too little of it.
 
     Left to torch, a full /dev/shm stops the worker's outgoing thread, and training waits for ever.

@@ -9,8 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from data.frame import Frame
-from data.nuscenes import NuScenes
+from data.datasets.nuscenes import NuScenes
+from data.frame import Frame, Needs
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = Path(os.environ.get("SLIDR_SHARED", ROOT.parent / "shared"))
@@ -47,7 +47,7 @@ def nuscenes_frames(shared, tmp_path_factory) -> list[Frame]:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("work"))  # the reader keeps its index in the working folder
         reader = NuScenes(root, "all")
-        frames = [reader.read(i, labels=False) for i in range(2)]
+        frames = [reader.read(i, Needs(cameras="all", pose=True)) for i in range(2)]
     for i, frame in enumerate(frames):
         for view in frame.cameras:
             view.superpixels = np.asarray(Image.open(maps / f"{i}_{view.name}.png")).astype(np.int32)

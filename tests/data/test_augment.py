@@ -14,9 +14,9 @@ from numpy.lib.stride_tricks import sliding_window_view
 from scipy.ndimage import maximum_filter, minimum_filter
 
 from data import augment, superpixels
-from data.augment import AREA, ASPECT, DRAWS, Augmentation, AugmentSettings, apply, draw
-from data.frame import CameraView, Frame, Pairs
-from data.semantic_kitti import SemanticKitti
+from data.augment import DRAWS, Augmentation, AugmentSettings, apply, draw
+from data.datasets.semantic_kitti import SemanticKitti
+from data.frame import CameraView, Frame, Needs, Pairs
 
 PUBLISHED = AugmentSettings()
 
@@ -160,7 +160,7 @@ def in_world(frame: Frame) -> np.ndarray:
 def real_frame(request, nuscenes_frames, shared) -> Frame:
     """Two nuScenes frames of six cameras, one of SemanticKITTI, with superpixels; intensities number the points."""
     if request.param.startswith("KITTI"):
-        frame = SemanticKitti(shared("realdata", "semantickitti33"), "val").read(0, labels=False)
+        frame = SemanticKitti(shared("realdata", "semantickitti33"), "val").read(0, Needs(cameras="all", pose=True))
         for view in frame.cameras:
             view.superpixels = superpixels.compute(view.image, superpixels.SuperpixelSettings())
     else:
@@ -250,8 +250,8 @@ def test_draws_are_spread_as_stated():
     boxes = np.array([d.boxes[0] for d in drawn if d.boxes[0] != (0, 0, 225, 256)], float)
     top, left, rows, columns = boxes.T
     area, aspect = rows * columns / (225 * 256), columns / rows
-    assert len(boxes) > 350 and AREA[0] - 0.01 < area.min() < 0.33
-    assert ASPECT[0] - 0.02 < aspect.min() < 1.6 and 1.8 < aspect.max() < ASPECT[1] + 0.02
+    assert len(boxes) > 350 and 0.3 - 0.01 < area.min() < 0.33
+    assert 14 / 9 - 0.02 < aspect.min() < 1.6 and 1.8 < aspect.max() < 17 / 9 + 0.02
     assert (top + rows <= 225).all() and (left + columns <= 256).all() and len(set(top)) > 50 and len(set(left)) > 20
     sides = [np.ptp(d.cuboid, axis=0)[2] / np.ptp(before.points[:, 2]) for d in drawn if d.cuboid is not None]
     assert len(sides) > 390 and max(sides) < 0.2 + 1e-6 and 0.08 < np.mean(sides) < 0.12
@@ -307,7 +307,7 @@ def test_a_crop_that_cannot_succeed_ends_as_the_whole_image(pairs):
 def test_draws_of_a_crop_are_bounded():
     """An image far too narrow for the aspect: every draw is too wide."""
     tall = make_frame(np.random.default_rng(0), 10, 1, (200, 10), 10)
-    count = [0.9, math.log(ASPECT[0])] * DRAWS
+    count = [0.9, math.log(14 / 9)] * DRAWS
     assert augment._draw_box(Scripted(count), (200, 10), tall.pairs, PUBLISHED) == (0, 0, 200, 10)
 
 
@@ -325,6 +325,29 @@ def test_clouds_without_cameras(points):
     np.testing.assert_array_equal(after.points[:, 2:], before.points[:, 2:])
     np.testing.assert_array_equal(after.labels, before.labels)
     assert drawn.cuboid is None and len(after.pairs) == 0
+
+
+@given(st.integers(0, 2**32 - 1), st.booleans())
+def test_without_a_pose_all_else_is_the_same(seed, train):
+    before = make_frame(np.random.default_rng(1), 100, 2, (90, 160), 50)
+    drawn = draw(np.random.default_rng(seed), before, AugmentSettings((40, 64), train, min_pairs=10))
+    after, without = apply(before, drawn), apply(replace(before, pose=None), drawn)
+    assert without.pose is None
+    np.testing.assert_array_equal(without.points, after.points)
+    np.testing.assert_array_equal(pixels(without.pairs), pixels(after.pairs))
+
+
+@settings(max_examples=40)
+@given(st.floats(0.1, 0.9), st.floats(0.3, 3), st.integers(0, 2**32 - 1))
+def test_crops_have_the_area_and_the_aspect_that_are_asked_for(area, aspect, seed):
+    """KITTI's 192 x 608 crop need not stretch its images."""
+    before = make_frame(np.random.default_rng(0), 400, 1, (200, 250), 400)
+    asked = AugmentSettings((96, 304), cuboid=0.0, min_pairs=0, area=(area, area + 0.1), aspect=(aspect, aspect + 0.1))
+    (box,) = draw(np.random.default_rng(seed), before, asked).boxes
+    _, _, rows, columns = box
+    if box != (0, 0, 200, 250):
+        assert area - 0.02 < rows * columns / (200 * 250) < area + 0.12
+        assert aspect * 0.97 < columns / rows < (aspect + 0.1) * 1.03
 
 
 def test_without_a_crop_size_images_and_their_pairs_stay():

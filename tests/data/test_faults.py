@@ -7,11 +7,11 @@ import signal
 import numpy as np
 import pytest
 
-from data.disk import DataGone, InputError
-from data.frame import Batch
-from data.loading import make_loader, select
-from data.nuscenes import NuScenes
-from data.semantic_kitti import SemanticKitti
+from data.datasets.nuscenes import NuScenes
+from data.datasets.semantic_kitti import SemanticKitti
+from data.files import DataGone, InputError
+from data.frame import Batch, Needs
+from data.subsets import select
 from tests.data.test_loading import Frames, error_of, loader_of
 
 # Frames that cannot be read
@@ -27,7 +27,7 @@ def test_bad_frames_are_named_once_and_replaced(capsys, workers):
     assert loader.unread == {"f2", "f7"}
     err = capsys.readouterr().err
     for name in ("f2", "f7"):
-        sentence = f"frame {name} is left out, its neighbour stands in for it: {name}.bin is truncated"
+        sentence = f"frame {name} is left out, another stands in for it: {name}.bin is truncated"
         assert err.count(sentence) == 1
 
 
@@ -48,10 +48,12 @@ def test_more_bad_frames_than_allowed(workers, broken):
 
 def test_the_share_is_of_the_whole_split_and_counts_over_epochs():
     """The default, 0.1 %, lets one frame in a thousand pass, and none of fewer."""
-    assert "truncated" in error_of(loader_of(Frames(999, broken=(0,)), batch=500, images=False, max_bad_frames=0.001))
-    loader = loader_of(Frames(1000, broken=(0,)), batch=500, images=False, max_bad_frames=0.001)
+    assert "truncated" in error_of(
+        loader_of(Frames(999, broken=(0,)), batch=500, needs=Needs(labels=True), max_bad_frames=0.001)
+    )
+    loader = loader_of(Frames(1000, broken=(0,)), batch=500, needs=Needs(labels=True), max_bad_frames=0.001)
     assert error_of(loader) == "no error"
-    loader._loader.dataset.reader.broken = (1,)  # another one, later
+    loader._loader.dataset.sample.reader.broken = (1,)  # another one, later
     assert error_of(loader).startswith("2 of 1000 frames cannot be read")
 
 
@@ -130,11 +132,7 @@ def unplug_by_unmounting(folder):
 )
 def test_a_data_set_that_is_unplugged_between_epochs(small_world, reader, folder, unplug, workers):
     root = small_world / {NuScenes: "nuscenes", SemanticKitti: "kitti"}[reader]
-    loader = make_loader(
-        reader(root, "all"),
-        batch=1, augment=None, superpixels=None, images=True, labels=True,
-        workers=workers, seed=0, shuffle=True, max_bad_frames=1.0,
-    )  # fmt: skip
+    loader = loader_of(reader(root, "all"), batch=1, workers=workers, shuffle=True, max_bad_frames=1.0)
     assert len(list(loader)) == 2 and not loader.unread
     unplug(root / folder)
     error = error_of(loader)
@@ -147,7 +145,7 @@ def test_one_lost_file_is_no_lost_data_set(small_world):
     next((small_world / "kitti").rglob("*.bin")).unlink()
     with pytest.raises(InputError, match="cannot read") as error:
         for index in range(len(reader)):
-            reader.read(index)
+            reader.read(index, Needs(labels=True))
     assert not isinstance(error.value, DataGone)
 
 
@@ -155,4 +153,4 @@ def test_a_part_of_a_data_set_is_unplugged_with_the_rest(small_world):
     reader = select(NuScenes(small_world / "nuscenes", "all"), [1])
     shutil.rmtree(small_world / "nuscenes")
     with pytest.raises(DataGone, match="no longer there"):
-        reader.read(0, images=False)
+        reader.read(0, Needs())

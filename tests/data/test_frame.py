@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.disk import InputError
+from data.files import InputError
 from data.frame import Batch, CameraView, Frame, Pairs, collate
 
 ROWS, COLUMNS = 3, 4

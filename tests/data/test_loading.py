@@ -3,7 +3,7 @@
 import gc
 import os
 import weakref
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +14,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from data.augment import AugmentSettings
-from data.disk import InputError
-from data.frame import Batch, CameraView, Frame, Pairs, collate
-from data.loading import make_loader, select
+from data.files import InputError
+from data.frame import Batch, CameraView, Frame, Needs, Pairs, collate
+from data.loading import make_loader
+from data.samples.single import Single
+from data.subsets import select
 from data.superpixels import SuperpixelSettings, compute, load, map_path
 
 SLIC = SuperpixelSettings(segments=8, sigma=1.0)
@@ -26,7 +28,7 @@ DRAWN = AugmentSettings(crop=(16, 24), min_pairs=10)
 class Frames:
     """A Reader of small random frames, always the same; `broken` ones raise."""
 
-    name, classes, intensity_offset = "frames", ("ignored", "car"), 0.5
+    dataset, intensity_offset, intensity_scale = None, 0.5, 1.0
 
     def __init__(self, length: int, broken: tuple[int, ...] = (), whose: bool = False):
         self.ids, self.scenes = [f"f{i}" for i in range(length)], [f"s{i // 2}" for i in range(length)]
@@ -35,7 +37,7 @@ class Frames:
     def __len__(self):
         return len(self.ids)
 
-    def read(self, index: int, images: bool = True, labels: bool = True, shrink: int = 1) -> Frame:
+    def read(self, index: int, needs: Needs, rng=None) -> Frame:
         if index in self.broken:
             raise InputError(f"{self.ids[index]}.bin is truncated; download it again.")
         rng = np.random.default_rng(index)
@@ -45,23 +47,25 @@ class Frames:
         return Frame(
             id=f"{os.getpid()} {torch.get_num_threads()}" if self.whose else self.ids[index],
             points=rng.normal(size=(points, 4)).astype(np.float32),
-            labels=rng.integers(0, 2, points).astype(np.uint8) if labels else None,
+            labels=rng.integers(0, 2, points).astype(np.uint8) if needs.labels else None,
             cameras=[CameraView(f"c{c}", f"{index}-{c}", rng.integers(0, 256, (*size, 3), np.uint8)) for c in range(2)]
-            if images
+            if needs.cameras
             else [],
-            pairs=pairs if images else Pairs.empty(),
+            pairs=pairs if needs.cameras else Pairs.empty(),
         )
 
     def image_files(self) -> list[tuple[str, Path]]:
         return [(f"{i}-{c}", Path(f"{i}-{c}.jpg")) for i in range(len(self)) for c in range(2)]
 
 
-def loader_of(reader, **changed):
-    usual = {
-        "batch": 2, "augment": None, "superpixels": None, "images": True, "labels": True,
-        "workers": 0, "seed": 1, "shuffle": False,
-    }  # fmt: skip
-    return make_loader(reader, **usual | changed)
+EVERYTHING = Needs(cameras="all", labels=True)
+
+
+def loader_of(reader, needs=EVERYTHING, augment=None, superpixels=None, **changed):
+    if superpixels:
+        needs = replace(needs, superpixels=True)
+    usual = {"batch": 2, "workers": 0, "seed": 1, "shuffle": False}
+    return make_loader(Single(reader, needs, augment, superpixels), **usual | changed)
 
 
 def assert_equal(a: Batch, b: Batch) -> None:
@@ -82,14 +86,14 @@ def test_without_augmentation_frames_come_as_read():
     batches = list(loader_of(reader))
     assert [b.ids for b in batches] == [["f0", "f1"], ["f2", "f3"], ["f4"]] and len(loader_of(reader)) == 3
     for batch, rows in zip(batches, ([0, 1], [2, 3], [4]), strict=True):
-        assert_equal(batch, collate([reader.read(i) for i in rows], intensity_offset=0.5))
+        assert_equal(batch, collate([reader.read(i, EVERYTHING) for i in rows], intensity_offset=0.5))
         assert batch.features.equal(batch.points[:, 3:] + 0.5) and batch.superpixels is None
 
 
 def test_only_what_is_asked_for_is_read():
-    batch = next(iter(loader_of(Frames(2), images=False)))
+    batch = next(iter(loader_of(Frames(2), needs=Needs(labels=True))))
     assert batch.images is None and len(batch.pairs) == 0 and batch.labels is not None
-    batch = next(iter(loader_of(Frames(2), labels=False)))
+    batch = next(iter(loader_of(Frames(2), needs=Needs(cameras="all"))))
     assert batch.labels is None and batch.images.shape == (4, 3, 32, 48)
 
 
@@ -132,7 +136,7 @@ def test_a_frame_is_augmented_by_seed_epoch_and_index_alone():
 
 
 def test_a_new_order_each_epoch():
-    loader = loader_of(Frames(20), batch=20, shuffle=True, images=False)
+    loader = loader_of(Frames(20), batch=20, shuffle=True, needs=Needs(labels=True))
     orders = []
     for epoch in (0, 1, 0):
         loader.set_epoch(epoch)
@@ -143,7 +147,7 @@ def test_a_new_order_each_epoch():
 
 
 def test_workers_stay_and_have_one_thread_each():
-    loader = loader_of(Frames(8, whose=True), workers=2, batch=1, images=False)
+    loader = loader_of(Frames(8, whose=True), workers=2, batch=1, needs=Needs(labels=True))
     epochs = []
     for epoch in (0, 1):
         loader.set_epoch(epoch)
@@ -156,7 +160,7 @@ def test_workers_stay_and_have_one_thread_each():
 def test_processes_share_the_frames(length, world, each, epoch):
     """Every frame once an epoch; processes that train take their steps together, with the frames of one process."""
     for shuffle in (True, False):
-        asked = {"batch": each * world, "shuffle": shuffle, "images": False}
+        asked = {"batch": each * world, "shuffle": shuffle, "needs": Needs()}
         if shuffle and 0 < length < world:
             with pytest.raises(InputError, match=f"{world} processes cannot share"):
                 loader_of(Frames(length), **asked, world=world)
@@ -179,12 +183,12 @@ def test_processes_share_the_frames(length, world, each, epoch):
 def test_processes_that_train_have_equal_shares():
     with pytest.raises(InputError, match="2 processes cannot share a batch of 3 .* a multiple of 2"):
         loader_of(Frames(9), batch=3, shuffle=True, world=2)
-    assert len(list(loader_of(Frames(9), batch=1, world=2, images=False))) == 5  # evaluation: one each
+    assert len(list(loader_of(Frames(9), batch=1, world=2, needs=Needs(labels=True)))) == 5  # evaluation: one each
 
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_an_epoch_goes_on_where_it_was_left(workers):
-    loader = loader_of(Frames(7), shuffle=True, images=False, workers=workers)
+    loader = loader_of(Frames(7), shuffle=True, needs=Needs(labels=True), workers=workers)
     loader.set_epoch(2)
     whole = [batch.ids for batch in loader]
     loader.set_epoch(2, skip=3)
@@ -201,7 +205,7 @@ def test_missing_maps_are_made_and_kept(tmp_path):
     first = list(loader_of(reader, superpixels=(tmp_path, SLIC)))
     files = sorted((tmp_path / "superpixels_slic_8_6_1").iterdir())
     assert [f.name for f in files] == ["0-0.png", "0-1.png", "1-0.png", "1-1.png"]
-    for i, view in enumerate(view for index in (0, 1) for view in reader.read(index).cameras):
+    for i, view in enumerate(view for index in (0, 1) for view in reader.read(index, EVERYTHING).cameras):
         np.testing.assert_array_equal(first[0].superpixels[i], compute(view.image, SLIC))
         np.testing.assert_array_equal(first[0].superpixels[i], load(files[i], (32, 48), "image"))
     Image.fromarray(np.full((32, 48), 7, np.uint8)).save(map_path(tmp_path, SLIC, "0-1"))  # made by others
@@ -267,8 +271,8 @@ def test_select():
     reader = Frames(6)
     chosen = select(reader, np.array([4, 1]))
     assert len(chosen) == 2 and chosen.ids == ["f4", "f1"] and chosen.scenes == ["s2", "s0"]
-    assert (chosen.name, chosen.classes, chosen.intensity_offset) == ("frames", ("ignored", "car"), 0.5)
-    assert_equal(next(iter(loader_of(chosen))), collate([reader.read(4), reader.read(1)], 0.5))
-    assert chosen.read(0, images=False).cameras == [] and chosen.read(0, labels=False).labels is None
+    assert (chosen.dataset, chosen.intensity_scale, chosen.intensity_offset) == (None, 1.0, 0.5)
+    assert_equal(next(iter(loader_of(chosen))), collate([reader.read(4, EVERYTHING), reader.read(1, EVERYTHING)], 0.5))
+    assert chosen.read(0, Needs(labels=True)).cameras == [] and chosen.read(0, Needs(cameras="all")).labels is None
     assert chosen.image_files() == reader.image_files()
     assert select(chosen, [1]).ids == ["f1"] and len(select(reader, [])) == 0

@@ -1,16 +1,19 @@
 """The nuScenes reader against the published code's pairs, the devkit, and small hand-made roots."""
 
 import json
-import os
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-import data.nuscenes
-from data.disk import InputError
-from data.nuscenes import CAMERAS, NuScenes
+from data.datasets.dataset import ReadOptions
+from data.datasets.layout import read_points
+from data.datasets.nuscenes import CAMERAS, NuScenes
+from data.files import InputError
+from data.frame import Needs
 
+ALL = Needs(cameras="all", pose=True, labels=True)
 POINTS, HEIGHT, WIDTH = 7, 6, 8
 MOTION = {"rotation": [1.0, 0.0, 0.0, 0.0], "translation": [0.0, 0.0, 0.0]}
 
@@ -98,7 +101,7 @@ def real(shared):
 
 def test_labels_are_the_published_codes(real, shared):
     golden = np.load(shared("golden", "step", "E2_nuscenes0.npz"))
-    frame = NuScenes(real, "all").read(0, images=False)
+    frame = NuScenes(real, "all").read(0, Needs(labels=True, pose=True))
     np.testing.assert_array_equal(frame.labels, golden["point_labels"])
     assert frame.labels.dtype == np.uint8
 
@@ -113,7 +116,7 @@ def test_agrees_with_the_devkit(real):
     assert reader.scenes == [scene["name"] for scene in devkit.scene]
     files = dict(reader.image_files())
     for i, sample in enumerate(devkit.sample):
-        frame = reader.read(i)
+        frame = reader.read(i, ALL)
         assert frame.id == sample["data"]["LIDAR_TOP"]
         scan = devkit.get("sample_data", frame.id)
         cloud = classes.LidarPointCloud.from_file(devkit.get_sample_data_path(frame.id))
@@ -131,7 +134,7 @@ def test_agrees_with_the_devkit(real):
         raw = np.fromfile(real / devkit.get("lidarseg", frame.id)["filename"], np.uint8)
         assert len(raw) == len(frame.labels)
         cars = raw == devkit.lidarseg_name2idx_mapping["vehicle.car"]
-        np.testing.assert_array_equal(frame.labels == reader.classes.index("car"), cars)
+        np.testing.assert_array_equal(frame.labels == reader.dataset.classes.index("car"), cars)
 
         for camera, view in enumerate(frame.cameras):
             assert view.token == sample["data"][view.name]
@@ -163,7 +166,7 @@ def test_scenes_in_the_order_of_their_table(tmp_path):
 
 
 def test_read(world):
-    frame = NuScenes(world, "val").read(0)
+    frame = NuScenes(world, "val").read(0, ALL)
     assert frame.points.shape == (POINTS, 4) and frame.points.dtype == np.float32
     assert frame.labels.tolist() == [4] * POINTS  # 17 = vehicle.car
     np.testing.assert_array_equal(frame.pose, np.eye(4))
@@ -176,7 +179,7 @@ def test_read(world):
 def test_read_only_what_is_asked_for(world):
     for file in (world / "samples").glob("*.png"):
         file.unlink()
-    frame = NuScenes(world, "val").read(0, images=False, labels=False)
+    frame = NuScenes(world, "val").read(0, Needs())
     assert frame.labels is None and frame.cameras == [] and len(frame.pairs) == 0 and len(frame.points) == POINTS
 
 
@@ -191,7 +194,7 @@ def test_each_sensor_has_its_own_mount_and_pose(world):
     turned["translation"] = [1.0, 2.0, 3.0]
     tables["ego_pose"][0] |= {"rotation": [0.5**0.5, 0.0, 0.0, 0.5**0.5], "translation": [100.0, 0.0, 0.0]}
     write_tables(world, tables)
-    frame = NuScenes(world, "val").read(0, images=False)
+    frame = NuScenes(world, "val").read(0, Needs(labels=True, pose=True))
     expected = [[0, 1, 0, 98], [-1, 0, 0, 1], [0, 0, 1, 3], [0, 0, 0, 1]]
     np.testing.assert_allclose(frame.pose, expected, atol=1e-12)
 
@@ -199,7 +202,7 @@ def test_each_sensor_has_its_own_mount_and_pose(world):
 def test_an_empty_scan_is_a_frame(world):
     for folder in ("samples", "lidarseg"):
         (world / folder / "scene-0103-10-LIDAR_TOP.bin").write_bytes(b"")
-    frame = NuScenes(world, "val").read(0)
+    frame = NuScenes(world, "val").read(0, ALL)
     assert frame.points.shape == (0, 4) and frame.labels.shape == (0,) and len(frame.pairs) == 0
 
 
@@ -209,215 +212,123 @@ def test_without_lidarseg_there_are_no_labels(world, empty):
         (world / "v1.0-mini" / "lidarseg.json").write_text("[]")
     else:
         (world / "v1.0-mini" / "lidarseg.json").unlink()
-    assert NuScenes(world, "val").read(0).labels is None
-
-
-# Splits and versions
-
-
-def test_official_splits(world):
-    frames = {
-        name: len(NuScenes(world, name)) for name in ("train", "mini_train", "pretrain", "val", "mini_val", "all")
-    }
-    assert frames == {"train": 2, "mini_train": 2, "pretrain": 2, "val": 1, "mini_val": 1, "all": 3}
-
-
-def test_own_splits_go_first(world):
-    (world / "v1.0-mini" / "splits.json").write_text(json.dumps({"mine": ["scene-0103"], "val": ["scene-0061"]}))
-    assert NuScenes(world, "mine").scenes == ["scene-0103"]
-    assert NuScenes(world, "val").scenes == ["scene-0061"] * 2
-    assert NuScenes(world, "train").scenes == ["scene-0061"] * 2
-
-
-@pytest.mark.parametrize("split", ["pretrain_val", "test", "nonsense"])
-def test_a_split_without_scenes(world, split):
-    with pytest.raises(InputError, match=rf"no scene of the split `{split}`.*train \(1 scenes\).*val \(1 scenes\)"):
-        NuScenes(world, split)
-
-
-def test_the_version_that_holds_the_split_is_found(world):
-    write_tables(world, make_tables({"scene-0061": [1], "scene-0103": [2], "scene-0001": [3]}), "v1.0-trainval")
-    write_tables(world, make_tables({"scene-0077": [4]}), "v1.0-test")
-    assert NuScenes(world, "train").ids == [lidar("scene-0061-1"), lidar("scene-0001-3")]
-    assert NuScenes(world, "test").ids == [lidar("scene-0077-4")]
-    assert NuScenes(world, "mini_train").ids == [lidar("scene-0061-20"), lidar("scene-0061-30")]
-    assert NuScenes(world, "mini_train", "v1.0-trainval").ids == [lidar("scene-0061-1")]
-    assert NuScenes(world, "all", "v1.0-test").ids == [lidar("scene-0077-4")]
-    with pytest.raises(InputError, match="v1.0-mini has .*; v1.0-test has .*; v1.0-trainval has"):
-        NuScenes(world, "pretrain_val")
-    with pytest.raises(InputError, match="no nuScenes tables at .*v1.0-none"):
-        NuScenes(world, "train", "v1.0-none")
-
-
-def test_all_is_every_scene_of_every_version_once(world):
-    write_tables(world, make_tables({"scene-0061": [1], "scene-0103": [2], "scene-0001": [3]}), "v1.0-trainval")
-    write_tables(world, make_tables({"scene-0077": [4]}), "v1.0-test")
-    everything = NuScenes(world, "all")
-    assert everything.ids == [lidar(f"scene-{name}") for name in ("0061-1", "0103-2", "0001-3", "0077-4")]
-    assert everything.scenes == ["scene-0061", "scene-0103", "scene-0001", "scene-0077"]
-    images = everything.image_files()
-    assert len(set(images)) == len(images) == 4 * 6 and all(file.stem == token for token, file in images)
-    assert len(NuScenes(world, "all", "v1.0-mini")) == 3
-
-
-def test_no_root(tmp_path):
-    with pytest.raises(InputError, match="no nuScenes at .*gone"):
-        NuScenes(tmp_path / "gone", "train")
-    with pytest.raises(InputError, match="holds no nuScenes tables"):
-        NuScenes(tmp_path, "train")
-
-
-# The index
-
-
-@pytest.fixture
-def builds(monkeypatch):
-    """Counts how often the tables are parsed."""
-    calls, build = [], data.nuscenes._build_index
-    monkeypatch.setattr(data.nuscenes, "_build_index", lambda folder: calls.append(folder) or build(folder))
-    return calls
-
-
-def test_the_index_is_kept(world, tmp_path, builds):
-    first = NuScenes(world, "all").read(2)
-    (cache,) = (tmp_path / "output" / "index").iterdir()
-    assert cache.name.startswith("nuscenes-v1.0-mini-") and cache.suffix == ".npz"
-    again = NuScenes(world, "val").read(0)
-    assert len(builds) == 1
-    assert again.id == first.id
-    for part in ("points", "labels", "pose"):
-        np.testing.assert_array_equal(getattr(again, part), getattr(first, part))
-    for part in ("point", "camera", "row", "column"):
-        np.testing.assert_array_equal(getattr(again.pairs, part), getattr(first.pairs, part))
-
-
-def test_each_root_has_its_index(world, tmp_path, builds):
-    write_tables(tmp_path / "other", make_tables({"scene-0103": [5]}))
-    assert len(NuScenes(world, "all")) == 3 and len(NuScenes(tmp_path / "other", "all")) == 1
-    assert len(NuScenes(world, "all")) == 3 and len(builds) == 2
-
-
-def test_changed_tables_are_read_again(world, builds):
-    NuScenes(world, "all")
-    write_tables(world, make_tables({"scene-0061": [30], "scene-0103": [10]}))  # other sizes
-    assert len(NuScenes(world, "all")) == 2
-    sample = world / "v1.0-mini" / "sample.json"
-    status = sample.stat()
-    os.utime(sample, ns=(status.st_atime_ns, status.st_mtime_ns + 1))  # other time
-    NuScenes(world, "all")
-    (world / "v1.0-mini" / "lidarseg.json").unlink()  # one less
-    assert NuScenes(world, "all").read(0).labels is None
-    assert len(builds) == 4
-
-
-@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 broken", b"something else"])
-def test_a_broken_index_is_made_again(world, tmp_path, builds, content):
-    cache = tmp_path / "index.npz"
-    cache.write_bytes(content)
-    for _ in range(2):
-        assert len(NuScenes(world, "all", index_cache=cache)) == 3
-    assert len(builds) == 1
-
-
-def test_an_index_that_cannot_be_kept(world, tmp_path, capsys):
-    (tmp_path / "file").touch()
-    assert len(NuScenes(world, "all", index_cache=tmp_path / "file" / "index.npz")) == 3
-    assert "is not kept: cannot write" in capsys.readouterr().err
-
-
-# Bad input
-
-
-@pytest.mark.parametrize("table", ["sensor", "calibrated_sensor", "scene", "sample", "sample_data", "ego_pose"])
-@pytest.mark.parametrize("content", [None, "[{", "{}", "3", "[3]", '[{"other": 1}]', '{"token": {"token": 1}}'])
-def test_broken_tables(world, table, content):
-    file = world / "v1.0-mini" / f"{table}.json"
-    if content is None:
-        file.unlink()
-    else:
-        file.write_text(content)
-    with pytest.raises(InputError, match="v1.0-mini|scene.json") as error:
-        NuScenes(world, "val")
-    assert "\n" not in str(error.value)
-
-
-@pytest.mark.parametrize("content", ["[]", '{"mine": "scene-0103"}', '{"mine": [1]}', "{"])
-def test_broken_own_splits(world, content):
-    (world / "v1.0-mini" / "splits.json").write_text(content)
-    with pytest.raises(InputError, match="splits.json"):
-        NuScenes(world, "mine")
-
-
-def test_a_keyframe_without_one_camera(world):
-    tables = make_tables({"scene-0103": [10]})
-    tables["sample_data"] = [row for row in tables["sample_data"] if "CAM_BACK_LEFT" not in row["token"]]
-    write_tables(world, tables)
-    with pytest.raises(InputError, match="keyframe scene-0103-10 .* lacks CAM_BACK_LEFT"):
-        NuScenes(world, "val")
+    assert NuScenes(world, "val").read(0, ALL).labels is None
 
 
 @pytest.mark.parametrize(
-    "table, key, value",
+    ("needs", "kinds"),
     [
-        ("sample_data", "filename", "../secret"),
-        ("sample_data", "filename", "samples/../../secret"),
-        ("sample_data", "filename", "/etc/passwd"),
-        ("lidarseg", "filename", "../secret"),
+        (Needs(), {"LIDAR_TOP"}),
+        (Needs(pose=True), {"LIDAR_TOP"}),
+        (Needs(labels=True), {"LIDAR_TOP", "lidarseg"}),
+        (Needs(cameras=1), {"LIDAR_TOP", "CAM_FRONT"}),
+        (ALL, {"LIDAR_TOP", "lidarseg", *CAMERAS}),
     ],
 )
-def test_files_outside_the_root_are_refused(world, table, key, value):
-    tables = make_tables({"scene-0103": [10]})
-    tables[table][0][key] = value
-    write_tables(world, tables)
-    with pytest.raises(InputError, match=f"names? the file '{value}' outside the data set"):
-        NuScenes(world, "val")
-
-
-@pytest.mark.parametrize("token", ["../../a", "a/b", "", "..", "/a"])
-def test_tokens_that_are_no_file_names_are_refused(world, token):
-    tables = make_tables({"scene-0103": [10]})
-    tables["sample_data"][2]["token"] = token
-    write_tables(world, tables)
-    with pytest.raises(InputError, match=f"token '{token}', no plain name"):
-        NuScenes(world, "val")
-
-
-@pytest.mark.parametrize("rotation", [[0, 0, 0, 0], [1, 0, 0], [float("nan"), 0, 0, 0], [2, 0, 0, 0], "north"])
-def test_broken_poses(world, rotation):
-    tables = make_tables({"scene-0103": [10]})
-    tables["ego_pose"][0]["rotation"] = rotation
-    write_tables(world, tables)
-    with pytest.raises(InputError, match="do not fit together"):
-        NuScenes(world, "val")
-
-
-def test_broken_intrinsics(world):
-    tables = make_tables({"scene-0103": [10]})
-    for row in tables["calibrated_sensor"]:
-        row["camera_intrinsic"] = []
-    write_tables(world, tables)
-    with pytest.raises(InputError, match="camera_intrinsic is not 3 x 3"):
-        NuScenes(world, "val")
-
-
-@pytest.mark.parametrize(
-    "file, content, message",
-    [
-        ("samples/scene-0103-10-LIDAR_TOP.bin", None, "cannot read .*LIDAR_TOP.bin"),
-        ("samples/scene-0103-10-LIDAR_TOP.bin", b"x" * 39, "LIDAR_TOP.bin is truncated: 39 bytes"),
-        ("samples/scene-0103-10-LIDAR_TOP.bin", b"\xff" * 40, "NaN or infinity in 2 of its 2 points"),
-        ("lidarseg/scene-0103-10-LIDAR_TOP.bin", b"\x00" * 6, "has 6 entries for a scan of 7 points"),
-        ("lidarseg/scene-0103-10-LIDAR_TOP.bin", b"\x20" * 7, "lidarseg.* has the label 32"),
-        ("lidarseg/scene-0103-10-LIDAR_TOP.bin", None, "cannot read .*lidarseg"),
-        ("samples/scene-0103-10-CAM_BACK.png", b"no image", "cannot decode the image .*CAM_BACK.png"),
-        ("samples/scene-0103-10-CAM_BACK.png", None, "cannot decode the image .*CAM_BACK.png"),
-    ],
-)
-def test_broken_files(world, file, content, message):
+def test_no_other_file_is_opened(world, opened, needs, kinds):
     reader = NuScenes(world, "val")
-    if content is None:
-        (world / file).unlink()
+    opened.clear()
+    frame = reader.read(0, needs)
+    samples, labels = world / "samples" / "scene-0103-10", world / "lidarseg" / "scene-0103-10-LIDAR_TOP.bin"
+    files = {"lidarseg": labels, "LIDAR_TOP": Path(f"{samples}-LIDAR_TOP.bin")}
+    assert opened == {files.get(kind, Path(f"{samples}-{kind}.png")) for kind in kinds}
+    assert (frame.labels is not None, frame.pose is not None) == (needs.labels, needs.pose)
+    assert len(frame.cameras) == len(kinds & set(CAMERAS)) and bool(len(frame.pairs)) == bool(frame.cameras)
+
+
+# Cameras and columns
+
+
+def drawn(reader, index, seed):
+    (view,) = (frame := reader.read(index, Needs(cameras=1), np.random.default_rng(seed))).cameras
+    assert set(frame.pairs.camera) == {0} and frame.pairs.point.tolist() == [2, 3, 4, 5, 6]
+    return view.name
+
+
+def test_one_camera_is_drawn(world):
+    reader = NuScenes(world, "val")
+    names = [drawn(reader, 0, seed) for seed in range(60)]
+    assert set(names) == set(CAMERAS) and names == [drawn(reader, 0, seed) for seed in range(60)]
+    assert reader.read(0, Needs(cameras=1)).cameras[0].name == "CAM_FRONT"
+
+
+def test_one_cameras_pairs_are_those_of_all(real):
+    reader = NuScenes(real, "all")
+    everything = reader.read(0, Needs(cameras="all"))
+    for seed in range(3):
+        one = reader.read(0, Needs(cameras=1), np.random.default_rng(seed))
+        camera = CAMERAS.index(one.cameras[0].name)
+        expected = everything.pairs.select(everything.pairs.camera == camera)
+        for name in ("point", "row", "column"):
+            np.testing.assert_array_equal(getattr(one.pairs, name), getattr(expected, name))
+        np.testing.assert_array_equal(one.cameras[0].image, everything.cameras[camera].image)
+
+
+@pytest.mark.parametrize("cameras", [("CAM_BACK",), ("CAM_BACK_LEFT", "CAM_FRONT")])
+def test_the_cameras_asked_for_in_their_order(world, builds, cameras):
+    NuScenes(world, "all")
+    reader = NuScenes(world, "all", ReadOptions(cameras=cameras))
+    frame = reader.read(0, ALL)
+    assert tuple(view.name for view in frame.cameras) == cameras and set(frame.pairs.camera) == set(range(len(cameras)))
+    assert [token for token, _ in reader.image_files()[: len(cameras)]] == [f"scene-0061-20-{name}" for name in cameras]
+    assert len(reader.image_files()) == 3 * len(cameras)
+    assert len(builds) == 1  # one index serves any cameras
+
+
+def rename_cameras(tables, names):
+    """The tables of a rig with other cameras: the first official ones renamed, the others gone."""
+    renamed = dict(zip(CAMERAS, names, strict=False))
+    gone = set(CAMERAS) - set(renamed)
+    for row in tables["sensor"]:
+        row["modality"] = {"LIDAR": "lidar", "RADAR": "radar", "CAM": "camera"}[row["channel"].split("_")[0]]
+        row["channel"] = renamed.get(row["channel"], row["channel"])
+    tables["sensor"] = [row for row in tables["sensor"] if row["channel"] not in gone]
+    kept = {row["token"] for row in tables["sensor"]}
+    tables["calibrated_sensor"] = [row for row in tables["calibrated_sensor"] if row["sensor_token"] in kept]
+
+
+@pytest.mark.parametrize("names", [("CAM_A", "CAM_B"), ("CAM_FRONT",), ()])
+def test_a_rig_with_other_cameras(world, capsys, names):
+    tables = make_tables({"scene-0103": [10]})
+    rename_cameras(tables, names)
+    write_tables(world, tables)
+    for _ in range(2):
+        reader = NuScenes(world, "val")
+    assert (
+        capsys.readouterr().err.count(f"lacks some of nuScenes' six cameras; reading {', '.join(names) or 'none'}") == 1
+    )
+    if names:
+        frame = reader.read(0, ALL)
+        assert tuple(view.name for view in frame.cameras) == names
+        assert frame.pairs.point.tolist() == [2, 3, 4, 5, 6] * len(names)
+        NuScenes(world, "val", ReadOptions(cameras=names[:1]))
+        assert not capsys.readouterr().err
     else:
-        (world / file).write_bytes(content)
-    with pytest.raises(InputError, match=message):
-        reader.read(0)
+        assert len(reader.read(0, Needs(labels=True, pose=True)).points) == POINTS
+        with pytest.raises(InputError, match="the frame scene-0103-10-LIDAR_TOP has no camera"):
+            reader.read(0, ALL)
+
+
+@pytest.mark.parametrize("cameras", [("CAM_FRONT", "CAM_TOP"), ("CAM_FRONT", "CAM_FRONT"), ()])
+def test_cameras_that_cannot_be_read(world, cameras):
+    with pytest.raises(InputError, match=rf"the cameras .* cannot be read: .*v1.0-mini has {', '.join(CAMERAS)}; name"):
+        NuScenes(world, "val", ReadOptions(cameras=cameras))
+
+
+@pytest.mark.parametrize("columns", [4, 6])
+def test_another_number_of_columns(world, columns):
+    file = world / "samples" / "scene-0103-10-LIDAR_TOP.bin"
+    points = np.arange(POINTS * columns, dtype=np.float32).reshape(POINTS, columns)
+    points.tofile(file)
+    reader = NuScenes(world, "val", ReadOptions(columns=columns, intensity_scale=255.0))
+    np.testing.assert_array_equal(reader.read(0, ALL).points, points[:, :4])
+    assert (reader.intensity_scale, reader.intensity_offset) == (255.0, 0.0)
+
+
+def test_rows_of_another_length_give_themselves_away(real, world):
+    """Four numbers a point where the layout has five, of a length that happens to divide."""
+    scan = read_points(next((real / "samples" / "LIDAR_TOP").iterdir()), 5)[:20_000]
+    scan.tofile(world / "samples" / "scene-0103-10-LIDAR_TOP.bin")
+    with pytest.raises(InputError, match="LIDAR_TOP.bin does not seem to have 5 columns"):
+        NuScenes(world, "val").read(0, Needs())
+    np.testing.assert_array_equal(NuScenes(world, "val", ReadOptions(columns=4)).read(0, Needs()).points, scan)

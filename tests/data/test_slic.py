@@ -11,7 +11,7 @@ from skimage.measure import label
 
 from benchmarks.superpixels import agreement, grid
 from data import slic as module
-from data.disk import read_image
+from data.images import read_image
 from data.slic import slic
 from data.superpixels import SuperpixelSettings, compute
 

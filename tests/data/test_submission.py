@@ -7,28 +7,29 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data.disk import InputError
-from data.splits import NUSCENES, SEMANTIC_KITTI_TEST_SCANS
-from data.submission import Submission
+from data.datasets import nuscenes, semantic_kitti
+from data.datasets.dataset import DataSet
+from data.files import InputError
+from data.frame import Needs
 
 
 @dataclass
 class FakeReader:
-    name: str
+    dataset: DataSet
     ids: list[str]
     scenes: list[str] = field(default_factory=list)
 
 
 def kitti(sequences: range) -> FakeReader:
     ids = [f"{sequence:02d}_{scan:06d}" for sequence in sequences for scan in (0, 7)]
-    return FakeReader("semantic_kitti", ids, [name[:2] for name in ids])
+    return FakeReader(semantic_kitti.RECORD, ids, [name[:2] for name in ids])
 
 
 def test_kitti_labels_go_back_to_the_raw_ones(tmp_path):
     """The reader knows the official inverse map only."""
     official = [0, 10, 11, 15, 18, 20, 30, 31, 32, 40, 44, 48, 49, 50, 51, 70, 71, 72, 80, 81]
     reader = kitti(range(11, 22))
-    submission = Submission(tmp_path / "out", reader, "test")
+    submission = reader.dataset.submission(tmp_path / "out", reader, "test")
     rng = np.random.default_rng(0)
     predictions = {name: rng.integers(1, 20, rng.integers(0, 50)) for name in reader.ids}
     for name, prediction in predictions.items():
@@ -46,15 +47,15 @@ def test_kitti_labels_go_back_to_the_raw_ones(tmp_path):
 
 
 def test_kittis_test_sequences_are_all_wanted(tmp_path):
-    assert sum(SEMANTIC_KITTI_TEST_SCANS.values()) == 20351
+    assert sum(semantic_kitti.TEST_SCANS.values()) == 20351
     with pytest.raises(InputError, match=r"1 of its scenes are not there \(21\)"):
-        Submission(tmp_path / "out", kitti(range(11, 21)), "test")
+        semantic_kitti.RECORD.submission(tmp_path / "out", kitti(range(11, 21)), "test")
     assert not (tmp_path / "out").exists()
 
 
 def test_nuscenes_files(tmp_path):
-    reader = FakeReader("nuscenes", ["a1", "b2"], list(NUSCENES["mini_val"]))
-    submission = Submission(tmp_path, reader, "mini_val")
+    reader = FakeReader(nuscenes.RECORD, ["a1", "b2"], list(nuscenes.RECORD.splits["mini_val"]))
+    submission = reader.dataset.submission(tmp_path, reader, "mini_val")
     predictions = {"a1": np.array([1, 16, 3]), "b2": np.arange(1, 17)}
     for name, prediction in predictions.items():
         submission.write(name, prediction)
@@ -69,25 +70,25 @@ def test_nuscenes_files(tmp_path):
     assert meta == dict.fromkeys(meta, False) | {"use_lidar": True}
     assert set(meta) == {"use_camera", "use_lidar", "use_radar", "use_map", "use_external"}
     with pytest.raises(InputError, match="149 of its scenes"):
-        Submission(tmp_path / "val", FakeReader("nuscenes", ["a"], [NUSCENES["val"][0]]), "val")
+        nuscenes.RECORD.submission(
+            tmp_path / "val", FakeReader(nuscenes.RECORD, ["a"], [nuscenes.RECORD.splits["val"][0]]), "val"
+        )
 
 
 def test_the_devkit_takes_them(tmp_path, shared, monkeypatch):
     """Its own validator, on the two real keyframes, whose scenes are made a split of the devkit's."""
-    nuscenes = pytest.importorskip("nuscenes.nuscenes")
+    official = pytest.importorskip("nuscenes.nuscenes")
     utils = pytest.importorskip("nuscenes.eval.lidarseg.utils")
     from nuscenes.eval.lidarseg.validate_submission import validate_submission
 
-    from data.nuscenes import NuScenes
-
     root = shared("realdata", "nuscenes2")
-    reader = NuScenes(root, "all")
-    submission = Submission(tmp_path / "out", reader, "two")
+    reader = nuscenes.NuScenes(root, "all")
+    submission = reader.dataset.submission(tmp_path / "out", reader, "two")
     rng = np.random.default_rng(0)
     for i, name in enumerate(reader.ids):
-        submission.write(name, rng.integers(1, 17, len(reader.read(i, images=False).points)))
+        submission.write(name, rng.integers(1, 17, len(reader.read(i, Needs()).points)))
     monkeypatch.setattr(utils, "create_splits_scenes", lambda verbose: {"two": reader.scenes})
-    devkit = nuscenes.NuScenes("v1.0-mini", str(root), verbose=False)
+    devkit = official.NuScenes("v1.0-mini", str(root), verbose=False)
     validate_submission(devkit, str(tmp_path / "out"), "two")
     Path(tmp_path / "out/lidarseg/two" / f"{reader.ids[0]}_lidarseg.bin").write_bytes(b"\0")
     with pytest.raises(AssertionError):  # so it did look
@@ -97,7 +98,7 @@ def test_the_devkit_takes_them(tmp_path, shared, monkeypatch):
 def test_a_folder_with_something_in_it_is_left_alone(tmp_path):
     (tmp_path / "mine").write_text("")
     with pytest.raises(InputError, match="no empty folder"):
-        Submission(tmp_path, kitti(range(11, 22)), "test")
+        semantic_kitti.RECORD.submission(tmp_path, kitti(range(11, 22)), "test")
     with pytest.raises(InputError, match="no empty folder"):
-        Submission(tmp_path / "mine", kitti(range(11, 22)), "test")
+        semantic_kitti.RECORD.submission(tmp_path / "mine", kitti(range(11, 22)), "test")
     assert [p.name for p in tmp_path.iterdir()] == ["mine"]

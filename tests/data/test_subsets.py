@@ -1,29 +1,47 @@
 """Shares of labels: as published, drawn by a seed, or from a list."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data.disk import InputError
-from data.subsets import choose_subset, every_nth, write_subset
+from data.datasets.nuscenes import RECORD
+from data.files import InputError
+from data.frame import Frame, Needs
+from data.subsets import choose_subset, every_nth, select, write_subset
 
 
 @dataclass
 class FakeReader:
     scenes: list
 
-    name = "nuscenes"
-    classes = ("ignored", "car")
-    intensity_offset = 0.0
+    dataset = RECORD
+    intensity_scale, intensity_offset = 2.0, 0.5
 
     @property
     def ids(self):
         return [f"frame{i}" for i in range(len(self.scenes))]
 
+    def read(self, index, needs, rng=None):
+        return Frame(f"{self.ids[index]} {needs.cameras} {rng}", np.zeros((0, 4), np.float32))
+
+    def image_files(self):
+        return [("token", Path("image.jpg"))]
+
 
 READER = FakeReader([f"scene{i // 10}" for i in range(100)])
+
+
+def test_a_selection_is_a_reader():
+    chosen = select(READER, np.array([70, 5]))
+    assert len(chosen) == 2 and chosen.ids == ["frame70", "frame5"] and chosen.scenes == ["scene7", "scene0"]
+    assert (chosen.dataset, chosen.intensity_scale, chosen.intensity_offset) == (RECORD, 2.0, 0.5)
+    assert chosen.read(1, Needs(cameras=1), rng="generator").id == "frame5 1 generator"
+    assert chosen.image_files() == READER.image_files()
+    assert select(chosen, [1]).read(0, Needs()).id == "frame5 0 None"
 
 
 @pytest.mark.parametrize(

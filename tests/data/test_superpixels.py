@@ -16,8 +16,9 @@ from PIL import Image
 from skimage.measure import label
 
 from data import superpixels
-from data.disk import InputError, read_image
+from data.files import InputError
 from data.frame import CameraView, read_view
+from data.images import read_image
 from data.superpixels import SuperpixelSettings, compute, compute_all, load, load_or_compute, map_path, save
 
 SMALL = SuperpixelSettings(segments=12, sigma=1.0)

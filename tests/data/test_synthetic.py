@@ -2,18 +2,22 @@
 
 import hashlib
 import json
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from data.disk import InputError
-from data.labels import CLASSES
-from data.nuscenes import NuScenes
-from data.semantic_kitti import SemanticKitti
-from data.synthetic import VERSION, SyntheticWorld, write, write_kitti, write_nuscenes
-from data.synthetic.render import NUSCENES_LABEL, cast
-from data.synthetic.world import make_scene
+from data.datasets import open_reader, synthetic
+from data.datasets.nuscenes import NuScenes
+from data.datasets.semantic_kitti import SemanticKitti
+from data.datasets.synthetic import RECORD, VERSION, SyntheticWorld, write, write_kitti, write_nuscenes
+from data.datasets.synthetic.render import NUSCENES_LABEL, cast
+from data.datasets.synthetic.world import make_scene
+from data.files import InputError
+from data.frame import Needs
 
+ALL = Needs(cameras="all", pose=True, labels=True)
 TINY = SyntheticWorld(train_scenes=1, val_scenes=1, frames_per_scene=2, image_scale=0.1, azimuths=128)
 
 
@@ -67,12 +71,52 @@ def test_a_killed_run_leaves_nothing_that_looks_like_a_data_set(tmp_path, monkey
     assert not (tmp_path / VERSION).exists() and list(tmp_path.rglob("*.pcd.bin"))
 
 
+def test_a_killed_run_leaves_no_kitti_sequence_either(root, tmp_path, monkeypatch):
+    original, jobs = write._write_kitti_frame, []
+
+    def dies(job):
+        jobs.append(job)
+        if len(jobs) == 3:
+            raise KeyboardInterrupt
+        original(job)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(write, "_write_kitti_frame", dies)
+        write_kitti(tmp_path, TINY)
+    assert list(tmp_path.rglob("*.bin"))
+    with pytest.raises(InputError, match="holds neither"):
+        SemanticKitti(tmp_path, "all")
+    write_kitti(tmp_path, TINY)
+    assert digest(tmp_path) == digest(root / "kitti")
+
+
+def test_another_data_set_is_left_alone(tmp_path):
+    (tmp_path / "dataset" / "sequences").mkdir(parents=True)
+    with pytest.raises(InputError, match="holds another data set"):
+        write_kitti(tmp_path, TINY)
+
+
+def test_the_record_writes_the_world_where_it_is_not(root, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    asked = []
+    monkeypatch.setattr(synthetic, "write_nuscenes", lambda *job, workers: asked.append(job))
+    with pytest.raises(InputError, match="no synthetic data set at .*: write it with"):
+        open_reader("synthetic", None, "val")
+    assert asked == [(Path("datasets/synthetic/nuscenes"), SyntheticWorld())]
+    shutil.copytree(root, tmp_path / "datasets" / "synthetic")
+    reader = open_reader("synthetic", None, "val")
+    assert reader.dataset is RECORD and isinstance(reader, NuScenes) and len(reader) == 2
+    assert len(asked) == 1 and len(open_reader(RECORD, tmp_path / "datasets" / "synthetic", "train")) == 2
+    with pytest.raises(InputError, match="no scene of the split `mini_val`"):
+        open_reader(RECORD, None, "mini_val")
+
+
 @pytest.mark.parametrize("split", ["train", "val"])
 def test_both_readers_read_it(root, split):
     nuscenes, kitti = NuScenes(root / "nuscenes", split), SemanticKitti(root / "kitti", split)
     assert len(nuscenes) == len(kitti) == 2
     for reader, cameras in ((nuscenes, 6), (kitti, 1)):
-        frame = reader.read(0)
+        frame = reader.read(0, ALL)
         assert len(frame.cameras) == cameras and len(frame.pairs) > 50
         assert np.linalg.norm(frame.points[:, :3], axis=1).max() < write.LIDAR_RANGE + 1
         assert len(frame.labels) == len(frame.points) and (frame.labels > 0).mean() > 0.8
@@ -91,12 +135,12 @@ def test_every_class_occurs_in_any_scene():
             rng = np.random.default_rng(frame)
             labels |= set(NUSCENES_LABEL[write._scan(scene, pose, world.azimuths, (-30.0, 10.0), rng)[3]])
         seen |= labels
-    assert len(seen) == len(CLASSES["nuscenes"]) - 1
+    assert len(seen) == len(RECORD.classes) - 1
 
 
 def test_cameras_and_lidar_see_the_same_surfaces(root):
     """The material that the ray caster finds at a point's pixel is the point's, but for edges."""
-    frame = NuScenes(root / "nuscenes", "train").read(1)
+    frame = NuScenes(root / "nuscenes", "train").read(1, ALL)
     raw = np.fromfile(next((root / "nuscenes" / "lidarseg" / VERSION).glob(f"{frame.id}*")), np.uint8)
     scene, agreed = TINY.scene(0), []
     for i, (camera, (translation, rotation, _, offset)) in enumerate(write.CAMERAS.items()):
@@ -131,7 +175,7 @@ def test_the_official_devkit_opens_it_and_agrees(root):
     ours = NuScenes(root / "nuscenes", "val")
     assert [s["name"] for s in official.scene][-1:] == list(dict.fromkeys(ours.scenes))
     for index in range(len(ours)):
-        frame = ours.read(index)
+        frame = ours.read(index, ALL)
         record = official.get("sample_data", frame.id)
         cloud = devkit.LidarPointCloud.from_file(official.get_sample_data_path(frame.id))
         assert np.array_equal(cloud.points[:3].T, frame.points[:, :3])

@@ -1,10 +1,10 @@
-"""One ray caster for lidar and cameras, and the paint on what a ray hits."""
+"""The ray caster for lidar and cameras, and the colours of what it hits."""
 
 from dataclasses import dataclass
 
 import numpy as np
 
-from data.synthetic.world import (
+from data.datasets.synthetic.world import (
     BOX,
     CYLINDER,
     KERB,

@@ -13,10 +13,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from data.disk import InputError, atomic_write
+from data.datasets.synthetic.render import KITTI_LABEL, NUSCENES_LABEL, cast, paint, reflect
+from data.datasets.synthetic.world import Scene, make_scene
+from data.files import InputError, atomic_write, write_text
 from data.progress import Progress
-from data.synthetic.render import KITTI_LABEL, NUSCENES_LABEL, cast, paint, reflect
-from data.synthetic.world import Scene, make_scene
+from data.projection import Rigid
 
 VERSION = "v1.0-synthetic"
 BEAMS, LIDAR_RANGE, DROPPED, RANGE_NOISE = 32, 70.0, 0.06, 0.02
@@ -51,9 +52,9 @@ CATEGORIES = (
 
 @dataclass(frozen=True)
 class SyntheticWorld:
-    """How much world to write.
+    """The size of the world.
 
-    image_scale: share of 1600 x 900 (KITTI: 1242 x 375); intrinsics scale along. azimuths: lidar columns a turn.
+    image_scale: of 1600 x 900 pixels (KITTI: 1242 x 375), and of the intrinsics. azimuths: lidar columns a turn.
     """
 
     train_scenes: int = 8
@@ -70,14 +71,7 @@ class SyntheticWorld:
 
 def quaternion_matrix(q: tuple[float, float, float, float]) -> np.ndarray:
     """Rotation matrix `[3, 3]` of a quaternion (w, x, y, z) of any length."""
-    w, x, y, z = np.array(q) / np.linalg.norm(q)
-    return np.array(
-        [
-            [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
-            [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)],
-            [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)],
-        ]
-    )
+    return Rigid.from_quaternion(q, (0, 0, 0)).rotation
 
 
 def _unit(q) -> list[float]:
@@ -287,8 +281,8 @@ def _tables(world: SyntheticWorld) -> dict[str, list[dict]]:
 def write_nuscenes(root: Path, world: SyntheticWorld, workers: int = 0) -> None:
     """Write the world under `root` in the nuScenes layout, version `v1.0-synthetic`, with custom splits train and val.
 
-    The same world is left as it is. The tables come last: a killed run leaves nothing that looks like a data set.
-    Raises InputError if another world lies there.
+    A world of the same settings is left as it is. The tables come last, so that a killed run leaves nothing that looks
+    like a data set. Raises InputError if another world is there.
     """
     if _already_there(root, world):
         return
@@ -300,8 +294,7 @@ def write_nuscenes(root: Path, world: SyntheticWorld, workers: int = 0) -> None:
     names = [f"scene-{9001 + s}" for s in range(scenes)]
     splits = {"train": names[: world.train_scenes], "val": names[world.train_scenes :]}
     for name, table in (_tables(world) | {"splits": splits}).items():
-        with atomic_write(partial / f"{name}.json") as temporary:
-            temporary.write_text(json.dumps(table))
+        write_text(partial / f"{name}.json", json.dumps(table))
     shutil.rmtree(root / VERSION, ignore_errors=True)
     partial.rename(root / VERSION)
     _sign(root, world)
@@ -336,26 +329,30 @@ def _kitti_p2(scale: float) -> np.ndarray:
 def write_kitti(root: Path, world: SyntheticWorld, workers: int = 0) -> None:
     """Write the world under `root` in the SemanticKITTI layout: a train scene a sequence, held-out scenes all in 08.
 
-    As `write_nuscenes`; calib.txt, without which no sequence reads, comes last.
+    The frames get their final place at the very end, so that a killed run leaves nothing that looks like a data set.
+    Raises InputError if another world or data set is there.
     """
     if _already_there(root, world):
         return
+    if (root / "dataset").exists():
+        raise InputError(f"{root} holds another data set; remove it or choose another --root.")
     if world.train_scenes > 10:
         raise InputError(f"SemanticKITTI has 10 training sequences, `train_scenes` asks for {world.train_scenes}.")
     train = [f"{i:02d}" for i in range(11) if i != 8][: world.train_scenes]
     sequences = {name: [i] for i, name in enumerate(train)}
     sequences["08"] = list(range(world.train_scenes, world.train_scenes + world.val_scenes))
-    jobs = []
+    jobs, partial = [], root / ".dataset"
+    shutil.rmtree(partial, ignore_errors=True)
     for name, scenes in sequences.items():
         frames = [(s, f) for s in scenes for f in range(world.frames_per_scene)]
-        folder = root / "dataset" / "sequences" / name
+        folder = partial / "sequences" / name
         jobs += [(folder, world, s, f, number) for number, (s, f) in enumerate(frames)]
     _run(_write_kitti_frame, jobs, workers, "built-in world (SemanticKITTI layout)")
     tr = _pose(KITTI_TR[:, :3], KITTI_TR[:, 3])
     p2 = _kitti_p2(world.image_scale)
     calibration = {f"P{i}": p2 for i in range(4)} | {"Tr": KITTI_TR}
     for name, scenes in sequences.items():
-        folder = root / "dataset" / "sequences" / name
+        folder = partial / "sequences" / name
         frames = [(world.scene(s), f) for s in scenes for f in range(world.frames_per_scene)]
         start = np.linalg.inv(_velodyne_pose(*frames[0]))
         poses = [tr @ start @ _velodyne_pose(scene, f) @ np.linalg.inv(tr) for scene, f in frames]
@@ -365,8 +362,8 @@ def write_kitti(root: Path, world: SyntheticWorld, workers: int = 0) -> None:
             "calib.txt": "".join(f"{key}: {_numbers(matrix)}\n" for key, matrix in calibration.items()),
         }
         for file, text in texts.items():
-            with atomic_write(folder / file) as temporary:
-                temporary.write_text(text)
+            write_text(folder / file, text)
+    partial.rename(root / "dataset")
     _sign(root, world)
 
 
@@ -384,8 +381,7 @@ def _already_there(root: Path, world: SyntheticWorld) -> bool:
 
 
 def _sign(root: Path, world: SyntheticWorld) -> None:
-    with atomic_write(root / "world.json") as temporary:
-        temporary.write_text(json.dumps(asdict(world)))
+    write_text(root / "world.json", json.dumps(asdict(world)))
 
 
 def _run(work, jobs: list, workers: int, title: str) -> None:

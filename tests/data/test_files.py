@@ -9,7 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from data.disk import InputError, atomic_write, inside, read_array, read_image, read_points, read_text, require_folder
+from data.datasets.dataset import ReadOptions
+from data.datasets.layout import read_points
+from data.files import InputError, atomic_write, inside, read_array, read_json, read_text, require_folder
+from data.images import read_image
 from data.progress import Progress
 
 
@@ -75,6 +78,7 @@ def test_read_array(tmp_path):
 def test_read_points(tmp_path, columns):
     file = tmp_path / "a.bin"
     values = np.random.default_rng(0).normal(size=(1023, columns)).astype(np.float32)
+    values[:, 3] = np.abs(values[:, 3])
     values[:, 4:] = np.nan  # the laser's number is not read
     values.tofile(file)
     points = read_points(file, columns)
@@ -101,9 +105,36 @@ def test_read_text(tmp_path):
     (tmp_path / "a").write_text("straße", encoding="utf-8")
     (tmp_path / "b").write_bytes(b"\xff\xfe\x00")
     assert read_text(tmp_path / "a") == "straße"
+    (tmp_path / "a").write_text("straße", encoding="utf-8-sig")  # with a byte order mark
+    assert read_text(tmp_path / "a") == "straße"
     for name in ("b", "gone"):
         with pytest.raises(InputError, match=f"cannot read .*{name}"):
             read_text(tmp_path / name)
+
+
+def test_read_json(tmp_path):
+    (tmp_path / "a").write_text('[{"a": 1}]', encoding="utf-8-sig")
+    assert read_json(tmp_path / "a") == [{"a": 1}] and read_json(tmp_path / "a", keep=len) == [1]
+    for content in ("", "[", "[" * 100_000, "9" * 5000):
+        (tmp_path / "a").write_text(content)
+        with pytest.raises(InputError, match="a is no JSON"):
+            read_json(tmp_path / "a")
+
+
+@settings(max_examples=30)
+@given(st.integers(1, 200), st.data())
+def test_negative_intensities_are_refused_unless_the_columns_are_given(tmp_path_factory, rows, data):
+    """Some may be: a sensor's own correction of a dark return."""
+    file, negative = tmp_path_factory.mktemp("scan") / "a.bin", data.draw(st.integers(0, rows))
+    values = np.ones((rows, 4), np.float32)
+    values[:negative, 3] = -0.5
+    values.tofile(file)
+    np.testing.assert_array_equal(read_points(file, 5, ReadOptions(columns=4)), values)
+    if negative > 0.1 * rows:
+        with pytest.raises(InputError, match=f"not seem to have 4 columns: {negative} of its {rows} intensities"):
+            read_points(file, 4)
+    else:
+        np.testing.assert_array_equal(read_points(file, 4), values)
 
 
 def test_read_image(tmp_path):

@@ -1,0 +1,148 @@
+"""The tables of nuScenes as a compact index: which files, mounts and poses make a keyframe."""
+
+import hashlib
+import json
+import re
+import sys
+import zipfile
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from data.files import InputError, atomic_write, names_inside, read_json
+
+LIDAR = "LIDAR_TOP"
+CAMERAS = ("CAM_FRONT", "CAM_FRONT_RIGHT", "CAM_BACK_RIGHT", "CAM_BACK", "CAM_BACK_LEFT", "CAM_FRONT_LEFT")
+_TABLES = ("scene", "sample", "sample_data", "ego_pose", "calibrated_sensor", "sensor", "lidarseg")
+_FORMAT = 2  # raise it when the arrays of `_build_index` change
+_SLOW_TABLES = 100_000_000  # bytes of JSON; above it users should be told what they are waiting for
+
+Index = dict[str, np.ndarray]  # see _build_index
+
+
+def cached_index(folder: Path, cache: str | Path | None) -> Index:
+    """The index of the tables in `folder`, from the cache file if that is up to date, else built and put there."""
+    if cache is None:
+        path_hash = hashlib.sha256(str(folder.parent.resolve()).encode()).hexdigest()[:16]
+        cache = Path("output/index") / f"nuscenes-{folder.name}-{path_hash}.npz"
+    files = [file for name in _TABLES if (file := folder / f"{name}.json").exists()]
+    stamp = json.dumps([_FORMAT] + [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files])
+    try:
+        with np.load(cache) as stored:
+            if str(stored["stamp"]) == stamp:
+                return {name: stored[name] for name in stored.files if name != "stamp"}
+    except (OSError, ValueError, KeyError, EOFError, MemoryError, zipfile.BadZipFile):
+        pass  # no cache yet, or not ours
+    if sum(file.stat().st_size for file in files) > _SLOW_TABLES:
+        print(f"indexing {folder}, once, in up to a minute ...", file=sys.stderr, flush=True)
+    index = _build_index(folder)
+    try:
+        with atomic_write(cache) as temporary, open(temporary, "wb") as file:
+            np.savez(file, stamp=np.array(stamp), **index)
+    except InputError as error:
+        print(f"the index of {folder} is not kept: {error}", file=sys.stderr)
+    return index
+
+
+def _build_index(folder: Path) -> Index:
+    """Read the tables of F keyframes and S sensors: LIDAR_TOP, then every camera. Strings are bytes, which are small.
+
+    sensors [S] str; scene [F] str; labels [F], empty = none; token and path [F, S], empty = the keyframe lacks this
+    camera; mount (sensor -> vehicle) and ego (vehicle -> world, at the sensor's own time) [F, S, 7] float64, a
+    quaternion (w, x, y, z) and a translation in metres; intrinsics [F, S, 3, 3] float64, the identity for the lidar.
+    """
+    try:
+        channels = {row["token"]: row["channel"] for row in table(folder, "sensor") if _is_used(row)}
+        sensors = [LIDAR, *dict.fromkeys(channel for channel in channels.values() if channel != LIDAR)]
+        mounts = {row["token"]: row for row in table(folder, "calibrated_sensor") if row["sensor_token"] in channels}
+        readings = table(
+            folder, "sample_data", lambda row: row["is_key_frame"] and row["calibrated_sensor_token"] in mounts
+        )
+        used = {row["ego_pose_token"] for row in readings}
+        egos = {row["token"]: row for row in table(folder, "ego_pose", lambda row: row["token"] in used)}
+        scenes = {row["token"]: (i, row["name"]) for i, row in enumerate(table(folder, "scene"))}
+        samples = sorted(table(folder, "sample"), key=lambda row: (scenes[row["scene_token"]][0], row["timestamp"]))
+        labels = {}
+        if (folder / "lidarseg.json").exists():
+            labels = {row["sample_data_token"]: row["filename"] for row in table(folder, "lidarseg")}
+
+        by_sample = defaultdict(dict)
+        for row in readings:
+            by_sample[row["sample_token"]][channels[mounts[row["calibrated_sensor_token"]]["sensor_token"]]] = row
+        for sample in samples:
+            if LIDAR not in by_sample[sample["token"]]:
+                raise InputError(
+                    f"the keyframe {sample['token']} in {folder} lacks {LIDAR}, which every keyframe needs; complete "
+                    "the tables or leave it out of them."
+                )
+        rows = [[by_sample[sample["token"]].get(channel) for channel in sensors] for sample in samples]
+        if not rows:
+            raise ValueError("sample.json has no keyframe")
+
+        def of_each(value: Callable[[dict], object], missing: object) -> list[list]:
+            return [[missing if row is None else value(row) for row in frame] for frame in rows]
+
+        no_motion, no_camera = [1.0, *[0.0] * 6], np.eye(3).tolist()
+        intrinsics = {
+            token: no_camera if channels[row["sensor_token"]] == LIDAR else _intrinsics(row)
+            for token, row in mounts.items()
+        }
+        index = {
+            "sensors": np.array(sensors, str),
+            "scene": np.array([scenes[sample["scene_token"]][1] for sample in samples], str),
+            "token": _encoded(of_each(lambda row: _plain_name(row["token"], folder), "")),
+            "path": _encoded(of_each(lambda row: _inside(row["filename"], folder), "")),
+            "labels": _encoded([_inside(labels.get(frame[0]["token"], ""), folder) for frame in rows]),
+            "mount": np.array(of_each(lambda row: _motion(mounts[row["calibrated_sensor_token"]]), no_motion)),
+            "ego": np.array(of_each(lambda row: _motion(egos[row["ego_pose_token"]]), no_motion)),
+            "intrinsics": np.array(of_each(lambda row: intrinsics[row["calibrated_sensor_token"]], no_camera)),
+        }
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise InputError(f"the tables in {folder} do not fit together ({error}); download them again.") from error
+    return index
+
+
+def _is_used(sensor: dict) -> bool:
+    """Whether a sensor is the lidar or a camera."""
+    return sensor["channel"] in (LIDAR, *CAMERAS) or sensor.get("modality") == "camera"
+
+
+def table(folder: Path, name: str, keep: Callable[[dict], bool] = lambda row: True) -> list[dict]:
+    """The rows of a table that satisfy `keep`; the rest is dropped while parsing, because there are millions."""
+    rows = read_json(folder / f"{name}.json", lambda row: row if keep(row) else None)
+    return [row for row in rows if row is not None]
+
+
+def _motion(row: dict) -> list[float]:
+    """Quaternion and translation of a row, seven numbers."""
+    motion = [*map(float, row["rotation"]), *map(float, row["translation"])]
+    if len(motion) != 7 or not np.isfinite(motion).all() or abs(np.linalg.norm(motion[:4]) - 1) > 0.01:
+        raise ValueError(f"{row['token']} has no unit quaternion and translation")
+    return motion
+
+
+def _intrinsics(row: dict) -> list[list[float]]:
+    matrix = np.array(row["camera_intrinsic"], np.float64)
+    if matrix.shape != (3, 3) or not np.isfinite(matrix).all():
+        raise ValueError("camera_intrinsic is not 3 x 3 finite numbers")
+    return matrix.tolist()
+
+
+def _encoded(strings: list) -> np.ndarray:
+    return np.char.encode(np.array(strings, str), "utf-8")
+
+
+def _plain_name(token: str, folder: Path) -> str:
+    """`token`; raises InputError if it cannot name a file, as tokens do elsewhere."""
+    if not re.fullmatch(r"[\w-]+", token):
+        raise InputError(f"the tables in {folder} have the token {token!r}, no plain name; download them again.")
+    return token
+
+
+def _inside(file: str, folder: Path) -> str:
+    """`file`; raises InputError if it is not a path inside the root."""
+    if not names_inside(file):
+        raise InputError(f"the tables in {folder} name the file {file!r} outside the data set; download them again.")
+    return file

@@ -1,0 +1,47 @@
+"""How one item of training is drawn and how items become a batch; one file a kind.
+
+`single` is one frame, with or without images; `views` are independent views of one frame; `scans` are two registered
+scans of one scene.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+
+from data.files import InputError
+
+
+class NothingToDraw(InputError):
+    """No item can be drawn: another one would fail for the same reason."""
+
+
+@dataclass
+class Notes:
+    """What happened while an item was drawn.
+
+    unread: (frame, why) of frames that could not be read and that others stand in for.
+    redrawn: how many times the item was drawn again because it was of no use.
+    """
+
+    unread: list[tuple[str, str]] = field(default_factory=list)
+    redrawn: int = 0
+
+
+class Sample(Protocol):
+    """Items by index. It is pickled into the workers that draw, so it holds no network.
+
+    A batch has `.ids`, `.counts` (how many scans and images), `.to(device)`, `.pin_memory()` and `.share_memory_()`.
+    """
+
+    ids: list[str]  # of the items, in order
+
+    def __len__(self) -> int: ...
+
+    def draw(self, index: int, rng: np.random.Generator) -> tuple[Any, Notes]:
+        """Item `index`, with what `rng` draws. Raises InputError if it cannot be read, NothingToDraw if none can."""
+        ...
+
+    def collate(self, items: list) -> Any:
+        """The batch of some items."""
+        ...

@@ -1,0 +1,52 @@
+"""One frame an item, with or without images."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from data import augment as augmentation
+from data.augment import AugmentSettings
+from data.datasets.dataset import Reader
+from data.frame import Batch, Frame, Needs, collate
+from data.samples import Notes
+from data.superpixels import SuperpixelSettings, load_or_compute
+
+
+@dataclass
+class Single:
+    """A frame with what is needed of it, augmented.
+
+    Args:
+        reader: where frames come from.
+        needs: what is read of each.
+        augment: what to draw for each frame; None = frames as read.
+        superpixels: folder and settings of the maps, made when missing; needed if `needs` names superpixels.
+    """
+
+    reader: Reader
+    needs: Needs
+    augment: AugmentSettings | None = None
+    superpixels: tuple[Path, SuperpixelSettings] | None = None
+
+    @property
+    def ids(self) -> list[str]:
+        """Ids of the frames."""
+        return self.reader.ids
+
+    def __len__(self) -> int:
+        return len(self.reader)
+
+    def draw(self, index: int, rng: np.random.Generator) -> tuple[Frame, Notes]:
+        """Frame `index`. Raises InputError for files that cannot be used."""
+        frame = self.reader.read(index, self.needs, rng)
+        if self.needs.superpixels:
+            for view in frame.cameras:
+                view.superpixels = load_or_compute(view, *self.superpixels)
+        if self.augment is not None:
+            frame = augmentation.apply(frame, augmentation.draw(rng, frame, self.augment))
+        return frame, Notes()
+
+    def collate(self, items: list[Frame]) -> Batch:
+        """The frames as one Batch."""
+        return collate(items, self.reader.intensity_offset, self.reader.intensity_scale)
