@@ -1,31 +1,41 @@
-"""Typed settings of every stage. Defaults, a recipe (YAML) and the command line meet here and nowhere else.
+"""Typed settings of every stage: defaults, a recipe and the command line meet here and nowhere else.
 
-Later wins: the defaults (the published recipe where there is one), the recipe file, `--key value` flags. An unknown key
-is an error that names the nearest known one. Without a recipe a stage takes its data set's own,
-`slidr/configs/<slidr | linprobe | fewshot>_<data set>.yaml`.
+What comes later wins: the defaults, the recipe (a YAML file), `--key value` flags. Without a recipe a stage takes the
+data set's own, slidr/configs/linprobe/<data set>.yaml, or slidr/configs/pretrain/<method>_<data set>.yaml.
 """
 
 # ruff: noqa: F401
 
-from slidr.config.reading import RECIPES, describe, load, read_yaml, to_yaml, validate, what_decides
+from slidr.config.help import describe, help_text
+from slidr.config.parsing import identity_keys, load, to_yaml, validate
+from slidr.config.recipes import RECIPES, read_recipe, read_yaml, shipped
 from slidr.config.settings import (
     Architecture,
     Convert,
+    Count,
     Demo,
     Downstream,
     Env,
     Evaluate,
     Fewshot,
+    Grid,
+    Index,
     Linprobe,
+    MethodSettings,
+    NonNegative,
     Positive,
-    Pretrain,
     Settings,
+    Share,
     Show,
     Superpixels,
     Synth,
     VoxelSize,
+    WithCloudAugmentation,
     WithData,
+    WithImageAugmentation,
     WithRun,
     WithSuperpixels,
+    WithTeacher,
     WithTraining,
+    key,
 )

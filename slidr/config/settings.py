@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from data.augment import AugmentSettings
+from data.datasets.dataset import ReadOptions
 from data.superpixels import SuperpixelSettings
 
 Count = Annotated[int, Field(ge=1)]
@@ -23,14 +24,13 @@ def _ordered(size: tuple[float, float, float]) -> tuple[float, float, float]:
     return size
 
 
-def _numbers(words: object) -> object:
-    """`1,5,10` and `1` as lists, like `[1, 5, 10]`."""
-    words = words.split(",") if isinstance(words, str) else words
-    return words if isinstance(words, list | tuple) else [words]
-
-
 Percent = Annotated[float, Field(gt=0, le=100)]
-Sweep = Annotated[tuple[Percent, ...], BeforeValidator(_numbers), Field(min_length=1)]
+Sweep = Annotated[tuple[Percent, ...], Field(min_length=1)]
+Names = Annotated[tuple[str, ...], Field(min_length=1)]
+
+
+def _cuda(device: object) -> object:
+    return f"cuda:{device}" if re.fullmatch(r"\d+", str(device)) else device
 
 
 def _shard(value: object) -> object:
@@ -40,39 +40,60 @@ def _shard(value: object) -> object:
     return value
 
 
+def _rising(ends: tuple[float, float]) -> tuple[float, float]:
+    if ends[0] > ends[1]:
+        raise ValueError("the first number must not be above the second")
+    return ends
+
+
+Range = Annotated[tuple[Positive, Positive], AfterValidator(_rising)]
+Grid = Literal["cylindrical", "cartesian"]
 VoxelSize = Annotated[tuple[float, float, float], AfterValidator(_ordered)]
-Dataset = Literal["synthetic", "nuscenes", "kitti"]
 Architecture = Literal["res16unet14c", "res16unet18c", "res16unet34c"]
 
 
-def key(default, help: str):
-    """A setting with its default and what `--help` says of it (unit and meaning)."""
-    return Field(default=default, description=help)
+def key(default, help: str, decides: bool = True):
+    """A setting with its default and what `--help` says of it (unit and meaning).
+
+    decides: whether it decides a run's numbers; if so it must be equal for a run to go on, and recipes state it.
+    """
+    return Field(default=default, description=help, json_schema_extra={"decides": decides})
 
 
 class Settings(BaseModel):
-    """What every stage knows."""
+    """Keys of every stage."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     seed: Index = key(0, "seed of every random draw")
-    threads: Index = key(0, "CPU threads of torch; 0 = torch's own choice")
-    workers: Index = key(2, "processes that read and prepare data; 0 = the training process itself")
+    threads: Index = key(0, "CPU threads of torch; 0 = torch's own choice", decides=False)
+    workers: Index = key(2, "processes that read and prepare data; 0 = the training process itself", decides=False)
 
 
 class WithData(Settings):
     """A stage that reads a data set."""
 
-    dataset: Dataset = key("synthetic", "data set; synthetic = the built-in world, written on first use")
-    root: Path | None = key(None, "folder of the data set; none = datasets/nuscenes, semantic_kitti or synthetic")
+    dataset: str = key(
+        "synthetic", "data set: synthetic (the built-in world) | nuscenes | kitti | package.module:RECORD"
+    )
+    root: Path | None = key(None, "folder of the data set; none = the data set's own under datasets/", decides=False)
+    cameras: Names | None = key(None, "names of the cameras, as in CAM_FRONT,CAM_BACK; none = those of the layout")
+    columns: Annotated[int, Field(ge=4)] | None = key(None, "float32 numbers a point; none = as the layout has it")
+    intensity_scale: Positive = key(1.0, "factor on the stored intensity, for scans of another range")
+
+    def read_options(self) -> ReadOptions:
+        """Where the data differ from their official layout."""
+        return ReadOptions(self.cameras, self.columns, self.intensity_scale)
 
 
 class WithRun(WithData):
     """A stage that leaves a run folder output/<stage>/<name>/."""
 
-    name: str | None = key(None, "name of the run; none = data set and time of day")
-    output: Path = key(Path("output"), "folder of all runs")
-    device: str = key("auto", "auto, cpu, cuda or cuda:1; auto = cuda where there is one")
+    name: str | None = key(None, "name of the run; none = data set and time of day", decides=False)
+    output: Path = key(Path("output"), "folder of all runs", decides=False)
+    device: Annotated[str, BeforeValidator(_cuda)] = key(
+        "auto", "auto, cpu, cuda or cuda:1 (1 alone says the same); auto = cuda where there is one", decides=False
+    )
     precision: Literal["float32", "bf16", "fp16"] = key(
         "float32", "arithmetic of the networks (bf16, fp16 = autocast; fp16 with loss scaling)"
     )
@@ -86,21 +107,39 @@ class WithTraining(WithRun):
 
     train_split: str = key("train", "split to train on")
     val_split: str = key("val", "split to validate on")
-    batch: Count = key(4, "frames a step")
+    batch: Count = key(4, "scans a step")
     epochs: Count = key(50, "passes over the training split")
-    momentum: Share = key(0.9, "momentum of SGD")
-    dampening: Share = key(0.1, "dampening of SGD's momentum (none in the very first step, as in torch)")
-    weight_decay: NonNegative = key(1e-4, "L2 penalty of SGD")
-    validate_every: Count = key(5, "epochs between validations")
-    resume: bool = key(
-        False, "go on with the run of that --name, or with the newest of these settings, if it was cut off"
+    lr: Positive = key(0.5, "learning rate")
+    optimizer: Literal["sgd", "adamw"] = key("sgd", "optimiser")
+    momentum: Share = key(0.9, "SGD: momentum")
+    dampening: Share = key(0.1, "SGD: dampening of the momentum (none in the very first step, as in torch)")
+    betas: tuple[Share, Share] = key((0.9, 0.999), "AdamW: decay of the two running means")
+    weight_decay: NonNegative = key(1e-4, "SGD: L2 penalty; AdamW: decoupled weight decay")
+    schedule: Literal["cosine", "warmup_cosine", "one_cycle"] = key(
+        "cosine", "learning rate: cosine, stepped per epoch (published); the others are stepped per step"
     )
-    checkpoint_minutes: NonNegative = key(10.0, "minutes between checkpoints; 0 = after every step")
-    keep_checkpoints: Count = key(2, "newest checkpoints that stay, besides the best")
-    max_bad_steps: Index = key(3, "steps left out because their loss is NaN or infinite; one more stops the run")
+    final_lr: NonNegative = key(0.0, "cosine, warmup_cosine: learning rate at the end")
+    warmup_steps: Index = key(0, "warmup_cosine: steps of linear warm-up")
+    one_cycle_peak: Share = key(0.2, "one_cycle: share of the steps after which the rate is highest")
+    one_cycle_start: Positive = key(25.0, "one_cycle: the first rate is lr / this")
+    one_cycle_end: Positive = key(100.0, "one_cycle: the last rate is the first / this")
+    clip_gradients: NonNegative = key(0.0, "largest norm of the gradient, longer ones are scaled to it; 0 = any")
+    validate_every: Count = key(5, "epochs between validations", decides=False)
+    resume: bool = key(
+        False,
+        "continue the run of that --name, or the newest run with these settings, if it was cut off",
+        decides=False,
+    )
+    checkpoint_minutes: NonNegative = key(10.0, "minutes between checkpoints; 0 = after every step", decides=False)
+    keep_checkpoints: Count = key(2, "newest checkpoints that stay, besides the best", decides=False)
+    max_bad_steps: Index = key(
+        3, "steps left out because loss or gradient is NaN or infinite; one more stops the run", decides=False
+    )
     sync_batch_norm: bool = key(True, "several processes: batch norm over the voxels of all, not of each on its own")
     max_bad_frames: Share = key(
-        0.001, "share of the training frames that may be unreadable: each is named, the next one stands in for it"
+        0.001,
+        "share of the training frames that may be unreadable: each is named, the next one stands in for it",
+        decides=False,
     )
 
 
@@ -119,11 +158,12 @@ class Synth(Settings):
 class WithSuperpixels(WithData):
     """A stage that needs superpixel maps."""
 
-    superpixels_folder: Path = key(Path("superpixels"), "folder of the maps: <data set>/superpixels_<kind>/<token>.png")
-    superpixels: Literal["slic", "slic_torch", "felzenszwalb", "none"] = key(
+    superpixels_folder: Path = key(
+        Path("superpixels"), "folder of the maps: <data set>/superpixels_<kind>/<token>.png", decides=False
+    )
+    superpixels: Literal["slic", "slic_torch", "felzenszwalb"] = key(
         "slic",
-        "kind of superpixels; slic_torch = our own SLIC: faster, other maps (benchmarks/superpixels.py says how far); "
-        "none = every point-pixel pair on its own (PPKT)",
+        "kind of superpixels; slic_torch = our own SLIC: faster, other maps (benchmarks/superpixels.py says how far)",
     )
     segments: Count = key(150, "SLIC: superpixels asked for an image")
     compactness: Positive = key(6.0, "SLIC: weight of distance against colour")
@@ -136,7 +176,7 @@ class WithSuperpixels(WithData):
 
     def superpixel_settings(self) -> SuperpixelSettings:
         """The part of the settings that decides a map."""
-        sigma = self.sigma if self.sigma is not None else {"felzenszwalb": 0.35, "none": 0.0}.get(self.superpixels, 3.0)
+        sigma = self.sigma if self.sigma is not None else {"felzenszwalb": 0.35}.get(self.superpixels, 3.0)
         return SuperpixelSettings(
             kind=self.superpixels,
             segments=self.segments,
@@ -155,14 +195,15 @@ class Superpixels(WithSuperpixels):
     shard: Annotated[str, BeforeValidator(_shard)] = key("1/1", "i/n = the i-th of n machines that share the images")
 
 
-class Pretrain(WithTraining, WithSuperpixels):
-    """Distil a frozen image network into a lidar network, superpixel by superpixel (paper, section 3)."""
+class MethodSettings(WithTraining):
+    """Keys of every pretraining; a method adds its own."""
 
+    method: str = key("slidr", "pretraining method, by name or package.module:CLASS")
     train_split: str = key("pretrain", "split to train on (nuScenes: pretrain = train without SLidR's mini-val)")
     val_split: str = key("pretrain_val", "split to validate on (nuScenes: pretrain_val = SLidR's mini-val)")
     architecture: Architecture = key("res16unet34c", "lidar network")
     width: Positive = key(1.0, "channels of the lidar network as a share of the published ones")
-    grid: Literal["cylindrical", "cartesian"] = key("cylindrical", "axes of the voxels")
+    grid: Grid = key("cylindrical", "axes of the voxels")
     voxel_size: VoxelSize = key(
         (0.1, 1.0, 0.1), "voxel edges: rho in m, phi in degrees, z in m (cartesian: x, y, z in m)"
     )
@@ -170,22 +211,39 @@ class Pretrain(WithTraining, WithSuperpixels):
     bn_momentum_blocks: Share = key(
         0.1, "batch-norm momentum inside residual blocks (published code: its 0.05 does not reach them)"
     )
+    replay: Path | None = key(
+        None, "nonfinite-<step>.pt of a run: look at the step that it is about, train nothing", decides=False
+    )
+
+
+class WithTeacher(Settings):
+    """A method with a frozen image network."""
+
     teacher: str = key("resnet50_moco_v2", "frozen image network, by name; `run.py env` lists them")
     teacher_weights: str | None = key(None, "none = the public file of that name, random, or a file")
-    weights_folder: Path = key(Path("weights"), "folder of downloaded teachers")
-    dilated: bool = key(True, "a ResNet teacher's strides become dilation: features at 1/4; false = at 1/32 (PPKT)")
-    feature_size: Count = key(64, "channels of the shared feature space")
-    temperature: Positive = key(0.07, "temperature of InfoNCE (paper, eq. 1)")
-    gather_negatives: bool = key(False, "several processes: the superpixels of all are negatives, not each one's own")
-    sampled_pairs: Count = key(4096, "superpixels none: pairs drawn at random from each batch, if it has so many")
-    lr: Positive = key(0.5, "learning rate of SGD, cosine to 0 over the epochs")
-    crop: tuple[Count, Count] = key((224, 416), "rows and columns of the images that the teacher sees")
-    image_shrink: Literal[1, 2] = key(
-        1, "2 = read images at half their size: JPEG files decode in a third of the time; other pixels than published"
+    weights_folder: Path = key(Path("weights"), "folder of downloaded teachers", decides=False)
+    dilated: bool = key(
+        True, "a ResNet teacher's strides become dilation: features at 1/4; false = they stay (ResNet-50: 1/32)"
     )
-    augment: bool = key(True, "rotate, flip and cut the cloud; crop and flip the images")
+
+
+class WithCloudAugmentation(Settings):
+    """A method that moves and cuts the cloud (supplement, section B)."""
+
+    augment: bool = key(True, "rotate, flip and cut the cloud; crop and flip the images, if any")
     cuboid: Share = key(
         0.2, "largest side of the dropped cuboid as a share of the cloud's range; 0 = none (paper: 0.1)"
+    )
+
+
+class WithImageAugmentation(WithCloudAugmentation):
+    """A method that crops and flips images along with it."""
+
+    crop: tuple[Count, Count] = key((224, 416), "rows and columns of the images that the teacher sees")
+    crop_area: Range = key((0.3, 1.0), "least and largest share of an image that a crop takes")
+    crop_aspect: Range = key((14 / 9, 17 / 9), "least and largest width of a crop, divided by its height")
+    image_shrink: Literal[1, 2] = key(
+        1, "2 = read images at half their size: JPEG files decode in a third of the time; other pixels than published"
     )
     paper_cuboid: bool = key(
         False,
@@ -193,7 +251,6 @@ class Pretrain(WithTraining, WithSuperpixels):
         "single image does, and drop none (published code)",
     )
     min_pairs: Index = key(1024, "pairs that must be left for a cuboid or an image's crop to be accepted")
-    replay: Path | None = key(None, "nonfinite-<step>.pt of a run: look at the step that it is about, train nothing")
 
     def augment_settings(self, train: bool) -> AugmentSettings:
         """The augmentation of training frames, or the plain resize of validation frames."""
@@ -203,6 +260,8 @@ class Pretrain(WithTraining, WithSuperpixels):
             cuboid=self.cuboid,
             paper_cuboid=self.paper_cuboid,
             min_pairs=self.min_pairs,
+            area=self.crop_area,
+            aspect=self.crop_aspect,
         )
 
 
@@ -212,14 +271,16 @@ class Downstream(WithTraining):
     weights: str | None = key(None, "pretrained model.pt, or random; none = the newest pretraining under --output")
     architecture: Architecture | None = key(None, "none = as the weights (random: as the pretraining recipe)")
     width: Positive | None = key(None, "none = as the weights (random: as the pretraining recipe)")
-    grid: Literal["cylindrical", "cartesian"] | None = key(None, "none = as the weights (random: as the recipe)")
+    grid: Grid | None = key(None, "none = as the weights (random: as the recipe)")
     voxel_size: VoxelSize | None = key(None, "none = as the weights (random: as the recipe)")
     bn_momentum: Share = key(0.02, "batch-norm momentum of stem, strided, transposed and shortcut layers (blocks: 0.1)")
     batch: Count = key(16, "frames a step")
     augment: bool = key(True, "rotate and flip the cloud")
-    pictures: Index = key(2, "validation frames to draw at the end")
-    compare: bool = key(True, "show the published figures of the same setting, where there are any, beside ours")
-    seeds: Count = key(1, "runs with the seeds seed, seed + 1, ...: report mean ± standard deviation")
+    pictures: Index = key(2, "validation frames to draw at the end", decides=False)
+    compare: bool = key(
+        True, "show the published figures of the same setting, where there are any, beside ours", decides=False
+    )
+    seeds: Count = key(1, "runs with the seeds seed, seed + 1, ...: report mean and standard deviation")
 
     @property
     def scored(self) -> str:
@@ -230,8 +291,8 @@ class Downstream(WithTraining):
 class Linprobe(Downstream):
     """Freeze a lidar network, train one linear layer on its features, report mIoU (paper, section 4.2)."""
 
-    lr: Positive = key(0.05, "learning rate of SGD, cosine to 0 over the epochs")
-    remember: bool = key(
+    lr: Positive = key(0.05, "learning rate")
+    cache_features: bool = key(
         False, "without augmentation: compute each frame's frozen features once, keep them in memory; changes no result"
     )
 
@@ -259,9 +320,13 @@ class Evaluate(WithRun):
     weights: str | None = key(None, "model.pt of linprobe or fewshot; none = the newest of both under --output")
     split: str = key("val", "split to evaluate on")
     subset: Path | None = key(None, "subset.txt of a run: evaluate on these frames of the split; none = all")
-    submission: Path | None = key(None, "folder to write the benchmark server's files to; none = no files")
-    pictures: Index = key(2, "frames to draw")
-    compare: bool = key(True, "show the published figures of the same setting, where there are any, beside ours")
+    submission: Path | None = key(
+        None, "folder to write the benchmark server's files to; none = no files", decides=False
+    )
+    pictures: Index = key(2, "frames to draw", decides=False)
+    compare: bool = key(
+        True, "show the published figures of the same setting, where there are any, beside ours", decides=False
+    )
 
     @property
     def scored(self) -> str:
@@ -273,7 +338,7 @@ class Show(WithSuperpixels):
     """Draw a frame: points and superpixels in the image, and what a lidar network finds similar."""
 
     weights: str | None = key(None, "pretrained model.pt; none = the newest pretraining under --output, if any")
-    output: Path = key(Path("output"), "folder of all runs; pictures go to output/show/<data set>")
+    output: Path = key(Path("output"), "folder of all runs; pictures go to output/show/<data set>", decides=False)
     split: str = key("val", "split of the frame")
     frame: Index = key(0, "index of the frame in its split")
     camera: Index = key(0, "index of the camera")
@@ -289,7 +354,7 @@ class Convert(BaseModel):
     to: Literal["ours", "minkowski"] = key("ours", "layout to write")
     architecture: Architecture = key("res16unet34c", "to ours: lidar network, which the published layout does not tell")
     width: Positive = key(1.0, "to ours: channels as a share of the published ones")
-    grid: Literal["cylindrical", "cartesian"] = key("cylindrical", "to ours: axes of the voxels")
+    grid: Grid = key("cylindrical", "to ours: axes of the voxels")
     voxel_size: VoxelSize = key((0.1, 1.0, 0.1), "to ours: voxel edges")
 
 
