@@ -5,7 +5,8 @@ import re
 import sys
 from pathlib import Path
 
-from data.disk import atomic_write, packed, read_tensors
+from data.files import atomic_write
+from slidr.tensor_files import packed, read_tensors
 
 NAME = re.compile(r"step-(\d+)(-best)?-([0-9a-f]{16})\.pt")
 
@@ -41,9 +42,9 @@ class Checkpoints:
         return path
 
     def newest(self) -> dict | None:
-        """The content of the newest whole checkpoint (tensors on the CPU), None without one; damaged ones are named.
+        """The content of the newest intact checkpoint (tensors on the CPU), None without one; damaged ones are named.
 
-        Raises InputError if it is whole but no checkpoint: a checksum keeps off damage, not intent.
+        Raises InputError if its checksum fits but it is no checkpoint: checksums guard against damage, not intent.
         """
         for path in self._found():
             with open(path, "rb") as file:

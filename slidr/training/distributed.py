@@ -6,7 +6,7 @@ import re
 import sys
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
@@ -32,12 +32,12 @@ def join(device: torch.device) -> None:
 
 
 def unused(store: distributed.Store, own: int, processes: int) -> distributed.Store:
-    """A part of `store` that all `processes` agree on and nobody has used; `own` is this process's number.
+    """A fresh part of `store`, the same one in all `processes`; `own` is this process's number.
 
-    torchrun restarts processes on one and the same store, in which the addresses of the dead still stand (PyTorch
-    issue 135712). How often it did is no name to agree on: each machine counts its own. So the first process makes a
-    name up and tells it only to those who ask now, under a word that each of them makes up: what earlier ones left is
-    answered too, and nobody hears it.
+    When torchrun restarts processes it hands them the same store, which still holds the addresses of the dead ones
+    (PyTorch issue 135712). The number of restarts cannot serve as a name for a fresh part, because each machine counts
+    its own. So every process posts a random question; the first process makes up a name and answers the questions that
+    it sees. Questions left over from an earlier start are answered as well, but no process waits for those answers.
 
     Raises TimeoutError if some process does not ask within the store's timeout.
     """
@@ -78,7 +78,7 @@ def total(values: torch.Tensor) -> torch.Tensor:
     return values
 
 
-def first_says(text: str) -> str:
+def from_first(text: str) -> str:
     """The first process's text, in all of them."""
     if world() == 1:
         return text
@@ -104,14 +104,17 @@ def share(rows: int) -> float:
     return rows * world() / max(float(total(torch.tensor(float(rows)))), 1.0)
 
 
-def gathered(rows: torch.Tensor) -> torch.Tensor:
-    """This process's rows `[n, C]`, then those of all others (their numbers may differ); differentiable."""
-    return _Gathered.apply(rows) if world() > 1 else rows
+def gathered(rows: torch.Tensor) -> tuple[torch.Tensor, int]:
+    """The rows `[n, C]` of all processes in the order of their ranks (their numbers may differ), differentiable.
+
+    Returns them and the place of this process's first row.
+    """
+    return _Gathered.apply(rows) if world() > 1 else (rows, 0)
 
 
 class _Gathered(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, rows: torch.Tensor) -> torch.Tensor:
+    def forward(ctx, rows: torch.Tensor) -> tuple[torch.Tensor, int]:
         counts = [torch.zeros(1, dtype=torch.int64) for _ in range(world())]
         distributed.all_gather(counts, torch.tensor([len(rows)]))
         ctx.counts = [int(count) for count in counts]
@@ -119,40 +122,39 @@ class _Gathered(torch.autograd.Function):
         padded[: len(rows)] = rows
         parts = [torch.empty_like(padded) for _ in ctx.counts]
         distributed.all_gather(parts, padded)
-        others = [part[:count] for r, (part, count) in enumerate(zip(parts, ctx.counts, strict=True)) if r != rank()]
-        return torch.cat([rows, *others])
+        together = torch.cat([part[:count] for part, count in zip(parts, ctx.counts, strict=True)])
+        return together, sum(ctx.counts[: rank()])
 
     @staticmethod
-    def backward(ctx, grad: torch.Tensor) -> torch.Tensor:
-        own = rank()
-        order = [own, *(r for r in range(len(ctx.counts)) if r != own)]
-        parts = grad.new_zeros(len(ctx.counts), max(ctx.counts), grad.shape[1])
-        for r, part in zip(order, grad.split([ctx.counts[r] for r in order]), strict=True):
-            parts[r, : ctx.counts[r]] = part
-        distributed.all_reduce(parts)
-        return parts[own, : ctx.counts[own]]
+    def backward(ctx, grad: torch.Tensor, _first: None) -> torch.Tensor:
+        grad = grad.contiguous().clone()
+        distributed.all_reduce(grad)
+        return grad.split(ctx.counts)[rank()]
 
 
-def data_parallel(trained: nn.Module, loss_of: Callable, device: torch.device, sync_batch_norm: bool) -> Callable:
-    """`loss_of`, after which the gradients of `trained` are the mean over the processes (DistributedDataParallel).
+def running_statistics(module: nn.Module) -> dict[str, torch.Tensor]:
+    """The buffers of a module's batch norms by name: what a forward pass in train mode changes."""
+    norms = [(name, m) for name, m in module.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    return {f"{name}.{key}" if name else key: value for name, m in norms for key, value in m.named_buffers()}
 
-    All processes begin with the first one's weights. `sync_batch_norm`: batch norm becomes one over all processes.
+
+def data_parallel(learner: nn.Module, device: torch.device, sync_batch_norm: bool) -> nn.Module:
+    """The learner, after whose backward pass gradients are the mean over the processes (DistributedDataParallel).
+
+    All processes begin with the first one's parameters and buffers. From then on DDP hands around running statistics
+    only: queues are equal everywhere because they move by what was gathered. `sync_batch_norm`: batch norm becomes
+    one over all processes.
     """
     if world() == 1:
-        return loss_of
-    objective = DistributedDataParallel(_Objective(trained, loss_of), [device] if device.type == "cuda" else None)
+        return learner
+    for buffer in learner.buffers():
+        distributed.broadcast(buffer, 0)
+    others = {name for name, _ in learner.named_buffers()} - running_statistics(learner).keys()
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(learner, others)
+    parallel = DistributedDataParallel(learner, [device] if device.type == "cuda" else None)
     if sync_batch_norm:
-        nn.SyncBatchNorm.convert_sync_batchnorm(trained)  # afterwards: on CPUs, DDP refuses what only ours can do there
-    return objective
-
-
-class _Objective(nn.Module):
-    def __init__(self, trained: nn.Module, loss_of: Callable):
-        super().__init__()
-        self.trained, self.loss_of = trained, loss_of
-
-    def forward(self, batch):
-        return self.loss_of(batch)
+        nn.SyncBatchNorm.convert_sync_batchnorm(learner)  # afterwards: on CPUs, DDP refuses what only ours can do there
+    return parallel
 
 
 @contextmanager

@@ -1,30 +1,34 @@
-"""The one training loop: precision, schedule, several processes, checkpoints, the log."""
+"""The one training loop: precision, several processes, checkpoints, the log."""
 
 import math
 import os
 import random
 import resource
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
 from torch import nn
 from tqdm import tqdm
 
-from data.disk import InputError, write_tensors
-from data.frame import Batch
-from data.loading import Loader
+from data.files import InputError
+from data.loading import Loader, make_loader
+from data.samples import Sample
 from slidr import config
+from slidr.tensor_files import write_tensors
 from slidr.training import distributed
 from slidr.training.checkpoint import Checkpoints
-from slidr.training.run import Run
+from slidr.training.learner import Learner, Step
+from slidr.training.optimizers import make_optimizer, rate_factor
+from slidr.training.run_folder import Run
 from slidr.training.stopping import Stop, Stopped
 
 LOG_EVERY = 10  # steps between rows of metrics.jsonl
-
-LossOf = Callable[[Batch], tuple[torch.Tensor, dict[str, float]]]
+LINE_EVERY = 15  # seconds between lines where stderr is no terminal; twice that before one comes within a step
 
 
 def prepare(settings: config.Settings) -> torch.device:
@@ -56,6 +60,21 @@ def prepare(settings: config.Settings) -> torch.device:
     return device
 
 
+def open_loader(sample: Sample, settings: config.WithRun, device: torch.device, batch: int, *, train: bool) -> Loader:
+    """This process's batches of a sample: shuffled, and tolerant of unreadable frames as the settings say, to train."""
+    return make_loader(
+        sample,
+        batch=batch,
+        workers=settings.workers,
+        seed=settings.seed,
+        shuffle=train,
+        max_bad_frames=settings.max_bad_frames if train else 0.0,
+        pin=device.type == "cuda",
+        rank=distributed.rank(),
+        world=distributed.world(),
+    )
+
+
 def seed_step(seed: int, step: int) -> None:
     """Seed Python, numpy and torch for one step of this process.
 
@@ -80,69 +99,56 @@ def arithmetic(settings: config.WithRun, device: torch.device) -> str:
     return f"{settings.precision} on {device}{others}" + (", deterministic" if settings.deterministic else "")
 
 
-def cosine(epoch: int, epochs: int) -> float:
-    """Share of the learning rate in `epoch`: cosine to 0, stepped per epoch (published code)."""
-    return 0.5 * (1 + math.cos(math.pi * epoch / epochs))
-
-
-def sgd(settings: config.WithTraining, groups: list[dict]) -> torch.optim.SGD:
-    """SGD of the published recipes over parameter groups `{"params": ..., "lr": ...}`."""
-    return torch.optim.SGD(
-        groups,
-        lr=groups[0]["lr"],
-        momentum=settings.momentum,
-        dampening=settings.dampening,
-        weight_decay=settings.weight_decay,
-    )
-
-
 def fit(
     run: Run,
     settings: config.WithTraining,
+    learner: Learner,
     loader: Loader,
-    optimizer: torch.optim.SGD,
-    loss_of: LossOf,
-    trained: nn.Module,
     validate: Callable[[int], dict[str, float]] | None = None,
 ) -> None:
     """Train for `settings.epochs`, from the newest checkpoint if the run goes on.
 
+    A step is accepted if its loss and the norm of its gradient, read together after the backward pass, are finite and
+    the scaler of fp16 does not skip it. One that is not leaves the learner as it was. The loop waits for the device
+    once a step (with fp16 twice).
+
     Args:
         run: where rows and checkpoints go.
-        settings: epochs, precision, validate_every, checkpoints, how many bad steps are left out.
+        settings: epochs, optimiser, schedule, precision, checkpoints, how many bad steps are left out.
+        learner: what is trained, on its device; all of its state_dict is in the checkpoints.
         loader: batches of the training split.
-        optimizer: its groups' learning rates are the first epoch's; they follow a cosine, stepped per epoch.
-        loss_of: a batch (on the device) -> (scalar loss, numbers worth logging).
-        trained: what is trained: put into train mode each epoch, and all of it in the checkpoints.
-        validate: called with the number of finished epochs every `validate_every` of them and at the end; its numbers
-            are logged. The best are those of the highest val_miou, or of the lowest val_loss.
+        validate: called with the number of finished epochs every `validate_every` of them and at the end; its figures
+            are logged. The best one by `learner.best` leaves best.pt.
 
-    Raises InputError if the loss is NaN or infinite in more steps than may be left out (each leaves a file to replay),
-    and Stopped after SIGTERM or SIGINT, when a checkpoint is written.
+    Raises InputError if more steps are bad than may be left out (each leaves a file to replay), or if the run was begun
+    with other settings, data or processes, and Stopped after SIGTERM or SIGINT, when a checkpoint is written.
     """
-    device = optimizer.param_groups[0]["params"][0].device
-    base = [group["lr"] for group in optimizer.param_groups]
+    optimizer = make_optimizer(settings, learner.parameter_groups())
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    device, base = parameters[0].device, [group["lr"] for group in optimizer.param_groups]
     steps, total = len(loader), settings.epochs * len(loader)
     if total == 0:
         raise InputError(f"the split `{settings.train_split}` has no batch to train on; lower --batch or add data.")
     scaler = torch.amp.GradScaler(device.type, enabled=settings.precision == "fp16")
     checkpoints = Checkpoints(run.folder / "checkpoints", settings.keep_checkpoints)
-    state = {"step": 0, "bad_steps": 0, "best": -math.inf, "seconds": 0.0}  # with what `whole` adds, a checkpoint
+    begun_with = {"processes": distributed.world(), "scans": loader.items, **learner.identity()}
+    state = {"step": 0, "bad_steps": 0, "best": None, "seconds": 0.0}
 
-    def whole() -> dict:
+    def checkpoint_state() -> dict:
         return state | {
-            "settings": config.what_decides(settings),
-            "world": distributed.world(),
+            "settings": config.identity_keys(settings),
+            "begun_with": begun_with,
             "unread": sorted(loader.unread),
-            "trained": trained.state_dict(),
+            "learner": learner.state_dict(),
             "optimizer": optimizer.state_dict(),
             "scaler": scaler.state_dict(),
         }
 
     content = checkpoints.newest() if run.goes_on else None
     if content:
+        _require_same_start(run, content["begun_with"], begun_with)
         state = {name: content[name] for name in state}
-        trained.load_state_dict(content["trained"])
+        learner.load_state_dict(content["learner"])
         optimizer.load_state_dict(content["optimizer"])
         scaler.load_state_dict(content["scaler"])
         loader.unread.update(content["unread"])
@@ -150,74 +156,101 @@ def fit(
         print(f"  goes on after step {state['step']} of {total}", flush=True)
     run.log_from(state["step"])
 
-    objective = distributed.data_parallel(trained, loss_of, device, settings.sync_batch_norm)
-    buffers = list(trained.buffers())
-    before_step = [buffer.clone() for buffer in buffers]
+    objective = distributed.data_parallel(learner, device, settings.sync_batch_norm)
+    statistics = list(distributed.running_statistics(learner).values())
+    before_step = [value.clone() for value in statistics]
     meter, saved = _Meter(), time.monotonic()
     watched = run.first and sys.stderr.isatty()
     bar = tqdm(total=total, initial=state["step"], desc=run.stage, unit="step", disable=not watched)
     stop = Stop()
 
-    def take_step(batch: Batch) -> tuple[dict[str, float] | None, bool]:
+    def take_step(batch) -> tuple[dict[str, float] | None, bool]:
         """(numbers of the step, or None if it was left out; whether to stop after it)"""
         seed_step(settings.seed, state["step"])
-        _copy(before_step, buffers)
-        with autocast(settings, device):
-            loss, numbers = objective(batch.to(device))
-        value, bad, stopped = _agreed(float(loss.detach()), stop)
+        _copy(before_step, statistics)
         optimizer.zero_grad(set_to_none=True)
-        if bad:
-            _copy(buffers, before_step)  # the running statistics, which have seen it
+        with autocast(settings, device):
+            step = objective(batch.to(device))
+        scaler.scale(step.loss).backward()
+        scaler.unscale_(optimizer)
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        loss, norm, numbers = _read(step, torch.nn.utils.get_total_norm(gradients))
+        mean, bad_loss, bad_norm, stopped = sync_status(loss, norm, stop)
+        skipped = scaler.is_enabled() and bad_norm and not bad_loss  # the scale was too large: no fault of the step
+        if bad_loss or (bad_norm and not skipped):
             state["bad_steps"] += 1
-            _leave_out(run, settings, batch, value, whole() | {"ids": batch.ids})
+            _copy(statistics, before_step)
+            what = f"the loss of step {state['step']} is {mean}, the norm of its gradient {norm}"
+            _leave_out(run, settings, what, checkpoint_state() | {"ids": batch.ids})
+        elif skipped:
+            _copy(statistics, before_step)
+            scaler.step(optimizer)  # lowers the scale, moves nothing
         else:
-            scaler.scale(loss).backward()
+            if 0 < settings.clip_gradients < norm:
+                torch._foreach_mul_(gradients, settings.clip_gradients / norm)
             scaler.step(optimizer)
+        if scaler.is_enabled():
             scaler.update()
         state["step"] += 1
-        return None if bad else {"loss": value, "lr": optimizer.param_groups[0]["lr"], **numbers}, stopped
+        if bad_loss or bad_norm:
+            return None, stopped
+        with torch.no_grad():
+            learner.after_step(step, state["step"] / total)
+        row = {"loss": mean, "gradient_norm": norm, "lr": optimizer.param_groups[0]["lr"], **numbers}
+        return row, stopped
 
-    def report(epoch: int, row: dict[str, float]) -> None:
-        run.log(state["step"], epoch=epoch, **row)
-        bar.set_postfix_str(_told(row))
-        if bar.disable and meter.line_due(state["step"] == total):
+    def say(epoch: int, row: dict[str, float]) -> None:
+        """Where training stands, for a person."""
+        bar.set_postfix_str(format_row(row), refresh=False)
+        if bar.disable and meter.line_due(0 if state["step"] == total else LINE_EVERY):
             left = tqdm.format_interval((total - state["step"]) * meter.seconds_a_step())
             where = f"epoch {epoch + 1}/{settings.epochs}  step {state['step']}/{total}"
-            print(f"{run.stage}: {where}  {_told(row)}  {left} left", flush=True)
+            print(f"{run.stage}: {where}  {format_row(row)}  {left} left", flush=True)
 
     def validated(epoch: int) -> bool:
-        """Whether the network is the best so far."""
+        """Whether the learner is the best so far."""
         found = validate(epoch + 1)
         run.log(state["step"], epoch=epoch, **found)
-        tqdm.write(f"{run.stage}: epoch {epoch + 1}/{settings.epochs}  {_told(found)}")
-        score, best = found.get("val_miou", -found.get("val_loss", math.inf)), state["best"]
-        state["best"] = max(score, best)
-        return score > best
+        shown = {name: value for name, value in found.items() if "/" not in name}
+        tqdm.write(f"{run.stage}: epoch {epoch + 1}/{settings.epochs}  {format_row(shown)}")
+        if learner.best is None:
+            return False
+        name, direction = learner.best
+        value, best = found[name], state["best"]
+        better = math.isfinite(value) and (best is None or (value > best if direction == "max" else value < best))
+        state["best"] = value if better else best
+        return better
 
-    with stop:
+    with stop, _heartbeat(run.stage, meter, state, total, enabled=run.first and bar.disable):
         for epoch in range(state["step"] // steps, settings.epochs):
             loader.set_epoch(epoch, skip=state["step"] % steps)
-            for group, lr in zip(optimizer.param_groups, base, strict=True):
-                group["lr"] = lr * cosine(epoch, settings.epochs)
-            trained.train()
+            learner.train()
             meter.lap()
             for batch in loader:
+                for group, lr in zip(optimizer.param_groups, base, strict=True):
+                    group["lr"] = lr * rate_factor(settings, state["step"], steps)
                 meter.data_arrived()
                 row, stopped = take_step(batch)
                 meter.step_done(batch)
                 bar.update()
                 step = state["step"]
                 if row and (step % LOG_EVERY == 0 or step in (1, total)):
-                    report(epoch, row | meter.read(device))
+                    row |= meter.read(device) | ({"redrawn": loader.redrawn} if loader.redrawn else {})
+                    run.log(step, epoch=epoch, **row)
+                if row:
+                    say(epoch, row)
                 due = (epoch + 1) % settings.validate_every == 0 or epoch + 1 == settings.epochs
                 best = bool(validate) and due and step == (epoch + 1) * steps and validated(epoch)
                 if stopped or best or step == total or time.monotonic() - saved >= 60 * settings.checkpoint_minutes:
                     state["seconds"] += time.monotonic() - saved
                     saved = time.monotonic()
                     if run.first:
-                        _require_finite(trained, step)
-                        with run.spared("a checkpoint"):
-                            checkpoints.save(whole(), best)
+                        _require_finite(learner, step)
+                        with run.tolerate("a checkpoint"):
+                            checkpoints.save(checkpoint_state(), best)
+                        if best:
+                            with run.tolerate("best.pt"):
+                                learner.write_model(run.folder / "best.pt")
                     meter.lap()
                 if stopped and step < total:
                     raise Stopped(
@@ -228,38 +261,75 @@ def fit(
     run.seconds = state["seconds"]
 
 
+@contextmanager
+def _heartbeat(stage: str, meter: "_Meter", state: dict, total: int, *, enabled: bool) -> Iterator[None]:
+    """While entered, a line comes in time even if a single step or validation takes minutes."""
+    done = threading.Event()
+
+    def beat() -> None:
+        while not done.wait(1):
+            if meter.line_due(every=2 * LINE_EVERY):
+                print(f"{stage}: after step {state['step']} of {total}, still at work", flush=True)
+
+    if enabled:
+        threading.Thread(target=beat, daemon=True).start()
+    try:
+        yield
+    finally:
+        done.set()
+
+
 def _copy(to: list[torch.Tensor], values: list[torch.Tensor]) -> None:
     if to:
         torch._foreach_copy_(to, values)  # in one launch
 
 
-def _agreed(loss: float, stop: Stop) -> tuple[float, bool, bool]:
-    """(mean loss of all processes, whether one of them is no number, whether a process was asked to stop)."""
+def _read(step: Step, norm: torch.Tensor) -> tuple[float, float, dict[str, float]]:
+    """Loss, norm of the gradient and the step's numbers, in one wait for the device."""
+    on_device = {name: value for name, value in step.numbers.items() if isinstance(value, torch.Tensor)}
+    values = [value.detach().double() for value in (step.loss, norm, *on_device.values())]
+    loss, norm, *read = torch.stack(values).tolist()
+    return loss, norm, step.numbers | dict(zip(on_device, read, strict=True))
+
+
+def sync_status(loss: float, norm: float, stop: Stop) -> tuple[float, bool, bool, bool]:
+    """What all processes agree on: (mean loss, or this one's if one of them is not finite, whether a loss is not
+    finite, whether a gradient is not, whether a process was asked to stop)."""
     finite = math.isfinite(loss)
-    told = torch.tensor([loss if finite else 0.0, not finite, stop.signal is not None], dtype=torch.float64)
-    mean, bad, stopped = distributed.total(told).tolist()
-    return (mean / distributed.world() if not bad else loss), bad > 0, stopped > 0
+    own = [loss if finite else 0.0, not finite, not math.isfinite(norm), stop.signal is not None]
+    mean, *flags = distributed.total(torch.tensor(own, dtype=torch.float64)).tolist()
+    bad_loss, bad_norm, stopped = (flag > 0 for flag in flags)
+    return (loss if bad_loss else mean / distributed.world()), bad_loss, bad_norm, stopped
 
 
-def _leave_out(run: Run, settings: config.WithTraining, batch: Batch, loss: float, content: dict) -> None:
-    """Keep what a step needs to be looked at again. Raises InputError if there were too many of them."""
+def _require_same_start(run: Run, begun: dict, now: dict) -> None:
+    """Raises InputError, with what differs, if a run was begun with other processes, data or, say, teacher."""
+    for name, value in now.items():
+        if begun.get(name) != value:
+            raise InputError(
+                f"{run.folder} was begun with {name} {begun.get(name)}, now there is {value}: the run would not be the "
+                "same; restore what there was, or start a new run with another --name."
+            )
+
+
+def _leave_out(run: Run, settings: config.WithTraining, what: str, content: dict) -> None:
+    """Keep what a bad step needs to be looked at again. Raises InputError if there were too many of them."""
     step, left_out = content["step"], content["bad_steps"]
     path = run.folder / f"nonfinite-{step:09d}.pt"
     if run.first:
-        with run.spared(path.name):
+        with run.tolerate(path.name):
             write_tensors(path, content)
-    what = f"the loss of step {step} is {loss} (frames {', '.join(batch.ids)})"
+    what = f"{what} (frames {', '.join(content['ids'])})"
     if left_out > settings.max_bad_steps:
         raise InputError(
-            f"{what}, the {left_out}. such step; `run.py pretrain --replay {path}` looks at it again; then lower --lr, "
-            "or leave these frames out."
+            f"{what}, bad step number {left_out}; `run.py pretrain --replay {path}` looks at it again; then lower "
+            "--lr, or leave these frames out."
         )
-    if not math.isfinite(loss):
-        tqdm.write(f"{run.stage}: {what}; it is left out, and kept in {path}", file=sys.stderr)
+    tqdm.write(f"{run.stage}: {what}; it is left out, and kept in {path}", file=sys.stderr)
 
 
-def _require_finite(trained: nn.Module, step: int) -> None:
-    for name, value in trained.state_dict().items():
+def _require_finite(learner: nn.Module, step: int) -> None:
+    for name, value in learner.state_dict().items():
         if value.is_floating_point() and not bool(value.isfinite().all()):
             raise InputError(
                 f"after step {step} the weights `{name}` are no longer finite: lower --lr; the last checkpoint is "
@@ -268,7 +338,7 @@ def _require_finite(trained: nn.Module, step: int) -> None:
 
 
 class _Meter:
-    """Seconds and frames since the last reading, and since the beginning."""
+    """Seconds and scans since the last reading, and since the beginning."""
 
     def __init__(self) -> None:
         self.steps, self.seconds, self._line = 0, 0.0, time.monotonic()
@@ -276,7 +346,7 @@ class _Meter:
         self.lap()
 
     def _clear(self) -> None:
-        self.frames, self.images, self.waited, self.computed = 0, 0, 0.0, 0.0
+        self.counts, self.waited, self.computed = {}, 0.0, 0.0
 
     def lap(self) -> None:
         self._last = time.perf_counter()
@@ -285,19 +355,17 @@ class _Meter:
         self._arrived = time.perf_counter()
         self.waited += self._arrived - self._last
 
-    def step_done(self, batch: Batch) -> None:
-        self.frames += len(batch.ids) * distributed.world()
-        self.images += 0 if batch.images is None else len(batch.images) * distributed.world()
+    def step_done(self, batch) -> None:
+        for name, count in batch.counts.items():
+            self.counts[name] = self.counts.get(name, 0) + count * distributed.world()
         self._last, arrived = time.perf_counter(), self._arrived
         self.computed += self._last - arrived
         self.steps += 1
 
     def read(self, device: torch.device) -> dict[str, float]:
-        """What a row says of speed and memory since the last row; the peak of memory is that of the whole run."""
+        """Speed since the last row, and the run's peak of memory."""
         seconds = self.waited + self.computed
-        row = {"frames_per_second": self.frames / seconds}
-        if self.images:
-            row["images_per_second"] = self.images / seconds
+        row = {f"{name}_per_second": count / seconds for name, count in self.counts.items() if count}
         row["waiting_for_data"] = self.waited / seconds
         peak = (
             torch.cuda.max_memory_allocated(device)
@@ -309,9 +377,9 @@ class _Meter:
         self._clear()
         return row
 
-    def line_due(self, last: bool) -> bool:
-        """Whether 15 seconds have passed since a line was due."""
-        due = last or time.monotonic() - self._line > 15
+    def line_due(self, every: float) -> bool:
+        """Whether so many seconds have passed since a line was due."""
+        due = time.monotonic() - self._line >= every
         self._line = time.monotonic() if due else self._line
         return due
 
@@ -319,7 +387,7 @@ class _Meter:
         return (self.seconds + self.waited + self.computed) / self.steps
 
 
-def _told(row: dict[str, float]) -> str:
-    """Numbers for a person: counts whole, others with four digits."""
-    told = {name: f"{value:,}" if isinstance(value, int) else f"{value:.4g}" for name, value in row.items()}
-    return "  ".join(f"{name.replace('_', ' ')} {text}" for name, text in told.items())
+def format_row(row: dict[str, float]) -> str:
+    """Numbers for a person: integers in full, others with four digits."""
+    texts = {name: f"{value:,}" if isinstance(value, int) else f"{value:.4g}" for name, value in row.items()}
+    return "  ".join(f"{name.replace('_', ' ')} {text}" for name, text in texts.items())

@@ -1,36 +1,39 @@
-"""A step whose loss was NaN or infinite, looked at again."""
+"""A step whose loss or gradient was NaN or infinite, looked at again."""
 
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from data.disk import InputError, read_tensors
+from data.files import InputError
 from data.loading import Loader
-from slidr.training.loop import LossOf, seed_step
+from slidr.tensor_files import read_tensors
+from slidr.training.learner import Learner
+from slidr.training.loop import seed_step
 
 
 def read_replay(path: Path) -> dict:
     """The content of a file that such a step left; InputError if it is something else."""
     content = read_tensors(path)
-    if not {"settings", "trained", "step", "ids"} <= content.keys():
+    if not {"settings", "learner", "step", "ids"} <= content.keys():
         raise InputError(f"{path} is no file to replay; name a nonfinite-<step>.pt of a run's folder.")
     return content
 
 
-def replay(content: dict, loader: Loader, loss_of: LossOf, trained: nn.Module, device: torch.device) -> list[str]:
+def replay(content: dict, loader: Loader, learner: Learner, device: torch.device) -> list[str]:
     """Run that step again in float32 and find where numbers stop being finite; what there is to say, line by line.
 
     Args:
         content: of `read_replay`.
-        loader, loss_of, trained: as `slidr.training.fit` takes them, of the same settings.
+        loader, learner: as `slidr.training.fit` takes them, of the same settings.
     """
-    trained.load_state_dict(content["trained"])
+    learner.load_state_dict(content["learner"])
     epoch, skip = divmod(content["step"], len(loader))
     loader.set_epoch(epoch, skip)
     batch = next(iter(loader)).to(device)
     lines = [f"step {content['step']}, epoch {epoch + 1}: frames {', '.join(batch.ids)}"]
-    for name, values in (("points", batch.points), ("images", batch.images)):
+    for name in ("points", "images"):
+        values = getattr(batch, name, None)
         if values is not None and values.numel():
             broken = values.numel() - int(values.isfinite().sum())
             lines.append(f"{name} {list(values.shape)}: {values.min():.4g} to {values.max():.4g}, {broken} not finite")
@@ -45,17 +48,16 @@ def replay(content: dict, loader: Loader, loss_of: LossOf, trained: nn.Module, d
 
         return hook
 
-    leaves = [(name, module) for name, module in trained.named_modules() if not list(module.children())]
+    leaves = [(name, module) for name, module in learner.named_modules() if not list(module.children())]
     hooks = [module.register_forward_hook(look(name)) for name, module in leaves]
-    trained.train()
+    learner.train()
     seed_step(content["settings"]["seed"], content["step"])
-    loss, _ = loss_of(batch)
+    loss = learner(batch).loss
     for hook in hooks:
         hook.remove()
     lines.append(first[0] if first else "the outputs of all layers are finite")
     lines.append(f"loss in float32: {float(loss.detach()):.6g}")
-    if loss.isfinite():
-        loss.backward()
-        broken = [n for n, p in trained.named_parameters() if p.grad is not None and not bool(p.grad.isfinite().all())]
-        lines.append(f"gradients that are not finite: {', '.join(broken) or 'none'}")
+    loss.backward()
+    broken = [n for n, p in learner.named_parameters() if p.grad is not None and not bool(p.grad.isfinite().all())]
+    lines.append(f"gradients that are not finite: {', '.join(broken) or 'none'}")
     return lines

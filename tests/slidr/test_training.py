@@ -1,22 +1,22 @@
 """The loop: schedule, modes, a loss that is no number; and the folder of a run."""
 
 import copy
-import itertools
 import json
 import os
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 
-from data.disk import InputError
+from data.files import InputError
 from data.frame import Batch, Pairs
 from slidr import config
-from slidr.training import Run, Stopped, cosine, fit, prepare, sgd
+from slidr.training import Learner, Run, Step, Stopped, fit, prepare, rate_factor
 from slidr.training.checkpoint import Checkpoints
 
 
@@ -26,10 +26,10 @@ def batch() -> Batch:
 
 
 class Loader:
-    """As `data.loading.Loader`: `n` steps an epoch."""
+    """As `data.loading.Loader`: `n` steps an epoch, of one frame each."""
 
     def __init__(self, n: int):
-        self.n, self.epochs, self.unread = n, [], set()
+        self.n, self.items, self.epochs, self.unread, self.redrawn = n, n, [], set(), 0
 
     def __len__(self) -> int:
         return self.n
@@ -48,95 +48,128 @@ def settings(tmp_path):
     return config.validate(config.Linprobe, values)
 
 
-def test_the_learning_rate_follows_the_originals_schedule(shared):
+class Network(Learner):
+    """One layer and a batch norm on inputs that depend on the step's seed alone. `act(step)` happens in a step."""
+
+    best = ("val_mIoU", "max")
+
+    def __init__(self, spoil=(), act=None):
+        super().__init__()
+        torch.manual_seed(3)
+        self.layer, self.norm = nn.Linear(2, 2), nn.BatchNorm1d(2)
+        self.spoil, self.act, self.calls, self.written = spoil, act, 0, []
+
+    def forward(self, batch) -> Step:
+        self.calls += 1
+        if self.act:
+            self.act(self.calls)
+        scale = float("nan") if self.calls in self.spoil else 1.0
+        out = self.norm(self.layer(scale * torch.rand(8, 2)))
+        return Step(out.square().mul(torch.rand(8, 2)).sum(), {"extra": out.detach().mean(), "pairs": 22430})
+
+    def write_model(self, path):
+        self.written.append(path.name)
+
+
+def test_the_learning_rate_follows_the_originals_schedule(settings, shared):
     stored = json.loads(shared("golden", "step", "E_lr_schedules.json").read_text())
     for name, epochs in {"pretrain_lr0.5_50epochs": 50, "finetune_head2.0_trunk0.02_100epochs": 100}.items():
+        asked = changed(settings, epochs=epochs)
         for epoch, rates in enumerate(stored[name][:epochs]):
-            assert rates == pytest.approx([base * cosine(epoch, epochs) for base in stored[name][0]], abs=1e-7)
+            for step in (7 * epoch, 7 * epoch + 6):  # stepped per epoch
+                found = [base * rate_factor(asked, step, 7) for base in stored[name][0]]
+                assert rates == pytest.approx(found, abs=1e-7)
 
 
 def test_fit_trains_logs_and_validates(settings):
-    layer = nn.Linear(1, 1)
-    loader, seen, validations = Loader(5), [], []
-    run = Run("linprobe", settings)
+    seen, validations = [], []
 
-    def loss_of(b):
-        seen.append((layer.training, optimizer.param_groups[0]["lr"]))
-        return layer(torch.ones(1, 1)).square().sum(), {"extra": 1.0}
+    class Watched(Network):
+        def parameter_groups(self):
+            self.group = super().parameter_groups()[0]
+            return [self.group]
+
+        def after_step(self, step, progress):
+            seen.append((self.training, progress))
+
+    learner, loader, run = Watched(), Loader(5), Run("linprobe", settings)
 
     def validate(epoch):
-        layer.eval()
-        validations.append(1)
-        return {"val_miou": 0.5}
+        learner.eval()
+        validations.append(epoch)
+        return {"val_mIoU": 50.0 - epoch, "val_iou/car": 1.0}
 
-    optimizer = sgd(settings, [{"params": list(layer.parameters()), "lr": 0.1}])
-    fit(run, settings, loader, optimizer, loss_of, layer, validate)
+    fit(run, settings, learner, loader, validate)
     run.finish("# done\n")
-    assert len(seen) == 20 and all(training for training, _ in seen)
-    assert [lr for _, lr in seen[::5]] == pytest.approx([0.1 * cosine(e, 4) for e in range(4)])
-    assert loader.epochs == [0, 1, 2, 3] and len(validations) == 2
+    assert seen == [(True, (step + 1) / 20) for step in range(20)]
+    assert loader.epochs == [0, 1, 2, 3] and validations == [2, 4]
+    assert learner.written == ["best.pt"]  # the second one is worse
     rows = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
-    losses = [row["loss"] for row in rows if "loss" in row]
-    assert losses[-1] < losses[0] and rows[-1]["val_miou"] == 0.5 and rows[0]["extra"] == 1.0
+    trained = [row for row in rows if "loss" in row]
+    assert trained[-1]["loss"] < trained[0]["loss"] and rows[-1]["val_mIoU"] == 46.0 and trained[0]["pairs"] == 22430
+    assert [row["lr"] for row in trained] == pytest.approx(
+        [0.05 * rate_factor(settings, row["step"] - 1, 5) for row in trained]
+    )
     assert (run.folder / "report.md").read_text() == "# done\n"
 
 
 def test_what_a_person_reads_while_it_trains(settings, capsys):
-    """Loss, learning rate, the stage's own numbers, speed of frames and images, waiting, time left, validation."""
+    """Loss, learning rate, the learner's own numbers, speed in scans and images, waiting, time left, validation."""
 
     class WithImages(Loader):
         def __iter__(self):
             return iter([replace(batch(), images=torch.zeros(6, 3, 1, 1)) for _ in range(self.n)])
 
-    weight = nn.Parameter(torch.ones(1))
-    optimizer = sgd(settings, [{"params": [weight], "lr": 0.5}])
-    run, loss_of = Run("x", settings), lambda b: (weight.sum(), {"pairs": 22430, "accuracy": 0.123456})
-    fit(run, settings, WithImages(5), optimizer, loss_of, nn.ParameterList([weight]), lambda _: {"val_loss": 4.56789})
+    run = Run("x", settings)
+    fit(run, settings, Network(), WithImages(5), lambda _: {"val_mIoU": 4.56789, "val_iou/car": 1.0})
     row = next(row for row in run.rows if row["step"] == 10)
-    assert row["images_per_second"] == pytest.approx(6 * row["frames_per_second"])
-    assert 0 <= row["waiting_for_data"] <= 1 and row["pairs"] == 22430 and row["lr"] == 0.5 * cosine(1, 4)
+    assert row["images_per_second"] == pytest.approx(6 * row["scans_per_second"])
+    assert 0 <= row["waiting_for_data"] <= 1 and row["lr"] == 0.05 * rate_factor(settings, 9, 5)
     last, validated = capsys.readouterr().out.splitlines()[-2:]
-    assert "epoch 4/4  step 20/20  loss " in last and "pairs 22,430  accuracy 0.1235" in last and "00:00 left" in last
-    assert validated == "x: epoch 4/4  val loss 4.568"
+    assert "epoch 4/4  step 20/20  loss " in last and "pairs 22,430  " in last and "00:00 left" in last
+    assert validated == "x: epoch 4/4  val mIoU 4.568"
 
 
-class Network(nn.Module):
-    """One layer and a batch norm, which remembers what it has seen."""
+def test_lines_come_in_time_however_long_a_step_takes(settings, capsys, monkeypatch):
+    monkeypatch.setattr("slidr.training.loop.LINE_EVERY", 0)
+    fit(Run("x", settings), settings, Network(), Loader(2))
+    lines = [line for line in capsys.readouterr().out.splitlines() if "step " in line]
+    assert len(lines) == 8 and len(set(lines)) == 8
 
-    def __init__(self):
-        super().__init__()
-        torch.manual_seed(3)
-        self.layer, self.norm = nn.Linear(2, 2), nn.BatchNorm1d(2)
 
-    def forward(self, x):
-        return self.norm(self.layer(x))
+def test_lines_come_within_a_step_of_minutes(settings, capsys, monkeypatch):
+    monkeypatch.setattr("slidr.training.loop.LINE_EVERY", 0.4)
+    fit(Run("x", settings), changed(settings, epochs=1), Network(act=lambda step: time.sleep(2.5)), Loader(1))
+    said = capsys.readouterr().out
+    assert "x: after step 0 of 1, still at work" in said and "still at work" not in said.split("step 1/1")[1]
+
+
+def test_the_loop_waits_once_a_step(settings, monkeypatch):
+    """Whatever reads a number off the device is counted; the loop's one reading is `tolist`."""
+    waits = []
+    for name in ("item", "tolist", "__bool__", "__float__", "__int__", "cpu", "numpy"):
+        original = getattr(torch.Tensor, name)
+
+        def counted(self, *arguments, original=original, name=name):
+            if self.requires_grad or self.grad_fn is not None or self.dtype == torch.float64:
+                waits.append(name)
+            return original(self, *arguments)
+
+        monkeypatch.setattr(torch.Tensor, name, counted)
+    monkeypatch.setattr("slidr.training.loop.sync_status", lambda loss, norm, stop: (loss, False, False, False))
+    monkeypatch.setattr("slidr.training.loop._require_finite", lambda learner, step: None)
+    fit(Run("x", settings), settings, Network(), Loader(25))
+    assert waits == ["tolist"] * 100
 
 
 def train(settings, network=None, steps=3, spoil=(), act=None, validate=None):
-    """A run of random inputs that depend on the step's seed alone; (run, network). `act(step)` happens in a step."""
-    network = network or Network()
-    count = itertools.count(1)
-    loader = Loader(steps)
-
-    def loss_of(b):
-        step = next(count) + (0 if not run.goes_on else start)
-        if act:
-            act(step)
-        scale = float("nan") if step in spoil else 1.0
-        return network(scale * torch.rand(8, 2)).square().mul(torch.rand(8, 2)).sum(), {}
-
+    """A run of `steps` an epoch; (run, network). Steps are counted over the parts of a run."""
     run = Run("linprobe", settings)
     content = Checkpoints(run.folder / "checkpoints", 1).newest()
-    start = content["step"] if content else 0
-    fit(
-        run,
-        settings,
-        loader,
-        sgd(settings, [{"params": list(network.parameters()), "lr": 0.1}]),
-        loss_of,
-        network,
-        validate,
-    )
+    network = network or Network()
+    network.spoil, network.act = spoil, act
+    network.calls = content["step"] if content and run.goes_on else 0
+    fit(run, settings, network, Loader(steps), validate)
     return run, network
 
 
@@ -162,7 +195,8 @@ def test_a_bad_step_is_left_out_whole(settings, capsys):
     before = copy.deepcopy(network)
     run, _ = train(changed(settings, epochs=1), network, steps=1, spoil=(1,))
     assert_same(network, before)
-    assert "the loss of step 0 is nan (frames a-frame); it is left out, and kept in" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "the loss of step 0 is nan, the norm of its gradient nan (frames a-frame); it is left out, and kept" in said
     content = torch.load(run.folder / "nonfinite-000000000.pt", weights_only=True)
     assert content["ids"] == ["a-frame"] and content["step"] == 0 and content["bad_steps"] == 1
     run, network = train(changed(settings, name="more"), spoil=(2, 5, 9))
@@ -172,7 +206,7 @@ def test_a_bad_step_is_left_out_whole(settings, capsys):
 
 def test_too_many_bad_steps_stop_the_run(settings):
     with pytest.raises(
-        InputError, match=r"the loss of step 3 is nan \(frames a-frame\), the 3. such step; .*--replay .*pt"
+        InputError, match=r"the loss of step 3 is nan, .* \(frames a-frame\), bad step number 3; .*--replay .*pt"
     ):
         train(changed(settings, max_bad_steps=2), spoil=(1, 2, 4))
 
@@ -200,7 +234,7 @@ class Cut(Exception):
 @pytest.mark.parametrize("cut", range(1, 13))
 def test_a_run_that_was_cut_off_ends_as_if_nothing_had_happened(settings, cut):
     settings = changed(settings, checkpoint_minutes=0)
-    whole, expected = train(changed(settings, name="whole"), validate=lambda epoch: {"val_miou": 1 / epoch})
+    whole, expected = train(changed(settings, name="whole"), validate=lambda epoch: {"val_mIoU": 1 / epoch})
 
     def act(step):
         if step == cut:
@@ -209,7 +243,7 @@ def test_a_run_that_was_cut_off_ends_as_if_nothing_had_happened(settings, cut):
     with pytest.raises(Cut):
         train(settings, act=act)
     torch.rand(cut)  # the state of the generators does not matter
-    run, network = train(changed(settings, resume=True), validate=lambda epoch: {"val_miou": 1 / epoch})
+    run, network = train(changed(settings, resume=True), validate=lambda epoch: {"val_mIoU": 1 / epoch})
     assert run.goes_on
     assert_same(network, expected)
     kept = {"step", "epoch", "loss", "lr"}
@@ -338,7 +372,7 @@ def test_what_cannot_be_written_does_not_end_the_training(settings, monkeypatch,
     def act(step):
         if step == 4:
             monkeypatch.setattr("slidr.training.checkpoint.atomic_write", full)
-            monkeypatch.setattr("slidr.training.run.open", lambda *_, **__: full("metrics.jsonl"), raising=False)
+            monkeypatch.setattr("slidr.training.run_folder.open", lambda *_, **__: full("metrics.jsonl"), raising=False)
 
     _, network = train(settings, act=act)
     monkeypatch.undo()
@@ -357,27 +391,83 @@ def test_every_precision_trains(settings, precision):
     assert losses(run)[-1] < losses(run)[0] and network.layer.weight.dtype == torch.float32
 
 
+class Steep(Network):
+    """A finite loss whose gradient is not, or is beyond fp16 once it is scaled."""
+
+    def __init__(self, slope: float):
+        super().__init__()
+        self.slope, self.accepted = slope, 0
+
+    def forward(self, batch) -> Step:
+        self.norm(torch.rand(8, 2))  # running statistics that have seen it
+        return Step((self.layer.weight.sum() - self.layer.weight.sum().detach()) * self.slope + self.norm.weight.sum())
+
+    def after_step(self, step, progress):
+        self.accepted += 1
+
+
 def test_a_gradient_beyond_fp16_lowers_the_scale_instead_of_the_weights(settings):
-    network = Network()
+    network = Steep(6e34)
     before = copy.deepcopy(network)
-
-    def loss_of(b):
-        return network.layer(torch.ones(1, 2)).float().sum() * 6e4, {}  # times the scale: beyond fp16
-
     settings = changed(settings, precision="fp16", epochs=1)
-    run = Run("linprobe", settings)
-    optimizer = sgd(settings, [{"params": list(network.layer.parameters()), "lr": 0.1}])
-    fit(run, settings, Loader(1), optimizer, loss_of, network)
+    fit(Run("linprobe", settings), settings, network, Loader(1))
     assert_same(network, before)
-    state = Checkpoints(run.folder / "checkpoints", 1).newest()
-    assert state["scaler"]["scale"] == 2.0**15
+    state = Checkpoints(settings.output / "linprobe/run/checkpoints", 1).newest()
+    assert state["scaler"]["scale"] == 2.0**15 and state["bad_steps"] == network.accepted == 0
+
+
+def test_a_finite_loss_with_a_gradient_that_is_not_is_a_bad_step(settings, capsys):
+    network = Steep(float("inf"))
+    network.forward = lambda batch: Step((network.layer.weight.square().sum() * 0 + 1e-45).sqrt() * 1e30)
+    network.layer.weight.data.fill_(1e25)
+    before = copy.deepcopy(network.state_dict())
+    fit(Run("linprobe", settings), changed(settings, epochs=1), network, Loader(1))
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+    assert network.accepted == 0 and "the norm of its gradient nan" in capsys.readouterr().err
+
+
+def test_gradients_are_clipped_to_their_norm(settings):
+    moved = {}
+    for clip in (0.0, 0.5, 1e9):
+        network = Network()
+        before = network.layer.weight.detach().clone()
+        asked = changed(settings, epochs=1, clip_gradients=clip, weight_decay=0.0, name=f"clip{clip}")
+        run, _ = train(asked, network, steps=1)
+        moved[clip] = before - network.layer.weight.detach(), run.rows[0]["gradient_norm"]
+    free, norm = moved[0.0]
+    assert norm > 0.5 and torch.equal(moved[1e9][0], free) and moved[0.5][1] == norm
+    torch.testing.assert_close(moved[0.5][0], free * 0.5 / norm)
+
+
+def test_a_run_goes_on_only_with_what_it_began_with(settings, monkeypatch):
+    """Other data or processes would leave epochs in pieces: half a training could be passed over in silence."""
+    settings = changed(settings, checkpoint_minutes=0)
+
+    def cut(step):
+        if step == 3:
+            raise Cut
+
+    with pytest.raises(Cut):
+        train(settings, act=cut)
+    again = changed(settings, resume=True)
+    with pytest.raises(InputError, match="was begun with scans 3, now there is 4"):
+        train(again, steps=4)
+    run = Run("linprobe", again)
+    with monkeypatch.context() as patch:
+        patch.setattr("slidr.training.distributed.world", lambda: 2)
+        with pytest.raises(InputError, match="was begun with processes 1, now there is 2"):
+            fit(run, again, Network(), Loader(3))
+    run._lock.close()
+    other = Network()
+    other.identity = lambda: {"teacher": "another"}
+    with pytest.raises(InputError, match="was begun with teacher None, now there is another"):
+        train(again, other)
+    train(again)
 
 
 def test_an_empty_split_is_refused(settings):
-    network = Network()
-    optimizer = sgd(settings, [{"params": list(network.parameters()), "lr": 0.1}])
     with pytest.raises(InputError, match="no batch to train on"):
-        fit(Run("x", settings), settings, Loader(0), optimizer, lambda b: None, network)
+        fit(Run("x", settings), settings, Network(), Loader(0))
 
 
 def test_a_name_is_one_folder(settings):

@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import shlex
 import socket
 import sys
 from collections.abc import Iterator
@@ -13,7 +14,8 @@ from pathlib import Path
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from data.disk import InputError, atomic_write
+from data.files import InputError, write_text
+from data.images import read_image
 from slidr import config
 from slidr.training import distributed
 
@@ -38,8 +40,9 @@ class Run:
         self.stage, self.first = stage, distributed.rank() == 0
         self.rows: list[dict] = []
         self.seconds = 0.0
+        self._settings = settings.model_dump(mode="json")
         resume = getattr(settings, "resume", True)  # without that key (evaluate) there is nothing to lose
-        self._board, self._torn, self._told = None, False, set()
+        self._board, self._torn, self._tolerated = None, False, set()
         chosen = ""
         if self.first:
             folder = _choose(settings.output / stage, settings, resume)
@@ -49,9 +52,8 @@ class Run:
             if begun.exists():
                 require_same(folder, settings)
             else:
-                with atomic_write(begun) as temporary:
-                    temporary.write_text(config.to_yaml(settings.model_copy(update={"resume": False})))
-        folder, self.goes_on = json.loads(distributed.first_says(chosen))
+                write_text(begun, config.to_yaml(settings.model_copy(update={"resume": False})))
+        folder, self.goes_on = json.loads(distributed.from_first(chosen))
         self.folder = Path(folder)
 
     def start(self, **facts: object) -> None:
@@ -66,10 +68,15 @@ class Run:
         path = self.folder / "metrics.jsonl"
         if not self.first:
             return
-        self.rows = [row for row in map(_row, path.read_text().splitlines() if path.exists() else []) if row]
+        self.rows = [
+            row for row in map(_row, path.read_text(encoding="utf-8").splitlines() if path.exists() else []) if row
+        ]
         self.rows = [row for row in self.rows if row["step"] <= step]
         self._write_rows()
         self._board = SummaryWriter(str(self.folder), purge_step=step + 1 if step else None)
+        with self.tolerate("TensorBoard events"):
+            lines = [f"    {name}: {value}" for name, value in self._settings.items()]  # indented: verbatim in Markdown
+            self._board.add_text("settings", "\n".join(lines), step)
 
     def log(self, step: int, **values: float) -> None:
         """One row of numbers at `step`. A full disk costs the row on disk, not the training."""
@@ -77,23 +84,31 @@ class Run:
         self.rows.append(row)
         if not self.first:
             return
-        with self.spared("metrics.jsonl"), open(self.folder / "metrics.jsonl", "a") as file:
+        with self.tolerate("metrics.jsonl"), open(self.folder / "metrics.jsonl", "a") as file:
             self._torn = True
             file.write(json.dumps(row) + "\n")
             file.flush()
             self._torn = False
-        with self.spared("TensorBoard events"):
+        with self.tolerate("TensorBoard events"):
             for name, value in values.items():
-                self._board.add_scalar(name, value, step)
+                self._board.add_scalar(_tag(name), value, step)
+
+    def show(self, step: int, *names: str) -> None:
+        """Pictures of the folder, by name, in TensorBoard."""
+        if not self.first:
+            return
+        with self.tolerate("TensorBoard events"):
+            for name in names:
+                self._board.add_image(Path(name).stem, read_image(self.folder / name), step, dataformats="HWC")
 
     @contextmanager
-    def spared(self, what: str) -> Iterator[None]:
+    def tolerate(self, what: str) -> Iterator[None]:
         """If `what` cannot be written inside, say so (once for each `what`) and go on."""
         try:
             yield
         except (OSError, InputError) as error:
-            if what not in self._told:
-                self._told.add(what)
+            if what not in self._tolerated:
+                self._tolerated.add(what)
                 tqdm.write(f"{self.stage}: {what} cannot be written ({error}); the run goes on", file=sys.stderr)
 
     def finish(self, report: str) -> None:
@@ -103,23 +118,32 @@ class Run:
         if self._torn:
             self._write_rows()
         if self._board:
-            with self.spared("TensorBoard events"):
+            with self.tolerate("TensorBoard events"):
+                plain = {k: v for k, v in self._settings.items() if isinstance(v, bool | str | float | int)}
+                last = {f"last/{k}": v for row in self.rows for k, v in row.items() if k not in ("step", "epoch")}
+                self._board.add_hparams(plain, last, run_name=".")
                 self._board.close()
-        with atomic_write(self.folder / "report.md") as temporary:
-            temporary.write_text(report)
+        write_text(self.folder / "report.md", report)
         (self.folder / "lock").unlink(missing_ok=True)
         self._lock.close()
 
     def _write_rows(self) -> None:
-        with atomic_write(self.folder / "metrics.jsonl") as temporary:
-            temporary.write_text("".join(json.dumps(row) + "\n" for row in self.rows))
+        write_text(self.folder / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in self.rows))
 
 
-def require_same(folder: Path, settings: config.WithRun) -> None:
-    """Raises InputError, with the first key that differs, if the run in `folder` has other settings."""
+def _tag(name: str) -> str:
+    """A number's name in TensorBoard, where what stands before a slash is a group."""
+    if name.startswith("val_"):
+        return name.replace("val_", "validation_" if "/" in name else "validation/", 1)
+    means = "_per_second", "waiting_for_data", "peak_memory_gib"
+    return f"{'speed' if name.endswith(means) else 'training'}/{name}"
+
+
+def require_same(folder: Path, settings: config.WithRun, but: str = "") -> None:
+    """Raises InputError, with the first key that differs (`but` apart), if the run in `folder` has other settings."""
     begun = config.read_yaml(folder / "config.yaml")
-    for name, value in config.what_decides(settings).items():
-        if begun.get(name) != value:
+    for name, value in config.identity_keys(settings).items():
+        if name != but and begun.get(name) != value:
             raise InputError(
                 f"{folder} holds a run with `{name}` {begun.get(name)}, this one has {value}; "
                 "choose another --name, or the settings of that run."
@@ -148,12 +172,12 @@ def _choose(parent: Path, settings: config.WithRun, resume: bool) -> Path:
     return folder
 
 
-def _newest_cut_off(parent: Path, settings: config.WithRun) -> Path | None:
-    """The newest run with these settings that was begun, is not finished, and that nobody is writing."""
+def _newest_cut_off(parent: Path, settings: config.WithRun, but: str = "") -> Path | None:
+    """The newest unfinished run with these settings (`but` apart) that no process is writing."""
     begun = [path.parent for path in parent.glob("*/config.yaml") if not (path.parent / "report.md").exists()]
     for folder in sorted(begun, key=lambda folder: (folder / "config.yaml").stat().st_mtime, reverse=True):
         try:
-            require_same(folder, settings)
+            require_same(folder, settings, but)
             _lock(folder).close()
         except InputError:
             continue
@@ -190,3 +214,24 @@ def _row(line: str) -> dict | None:
         return json.loads(line)
     except json.JSONDecodeError:  # cut off in the middle
         return None
+
+
+def next_command(stage: str, settings: config.WithData, run: Path | None = None) -> str:
+    """The command that goes on from here: the same data set, at the same place, with the weights of `run`, if any."""
+    words = ["python", "run.py", stage]
+    for name in ("dataset", "root", "cameras", "columns", "intensity_scale"):
+        value = getattr(settings, name)
+        if value != type(settings).model_fields[name].default:
+            words += [f"--{name}", ",".join(value) if isinstance(value, tuple) else str(value)]
+    return shlex.join(words + (["--weights", str(run / "model.pt")] if run else []))
+
+
+def begun_settings(stage: str, settings: config.WithRun, but: str) -> dict:
+    """The settings, as YAML has them, of the run that `settings` would go on with, whatever its key `but` is; else {}.
+
+    So a run can keep what was chosen for it when it began: the newest weights of that time, say.
+    """
+    parent = settings.output / stage
+    folder = parent / settings.name if settings.name else _newest_cut_off(parent, settings, but)
+    begun = folder and folder / "config.yaml"
+    return config.read_yaml(begun) if begun and begun.exists() and settings.resume else {}
