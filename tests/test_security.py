@@ -23,20 +23,26 @@ import torch
 from PIL import EpsImagePlugin, Image
 
 import run
-from data.disk import InputError, inside, read_image, read_points, read_tensors, read_text
-from data.nuscenes import NuScenes
-from data.semantic_kitti import SemanticKitti
-from data.submission import Submission
+from data.datasets.dataset import ReadOptions
+from data.datasets.layout import read_points
+from data.datasets.nuscenes import NuScenes, NuScenesSubmission
+from data.datasets.semantic_kitti import SemanticKitti
+from data.files import InputError, inside, read_text
+from data.frame import Needs
+from data.images import read_image
 from data.subsets import choose_subset, write_subset
 from data.superpixels import load as load_map
-from slidr.student import Student, StudentSpec, save_student
+from slidr.networks.model_file import backbone_weights, head_layers, write_model
+from slidr.networks.student import Student, StudentSpec
 from slidr.teachers import TEACHERS, load_teacher
 from slidr.teachers.weights import Entry
+from slidr.tensor_files import read_tensors
 from slidr.training.checkpoint import Checkpoints
 from slidr.training.replay import read_replay
 from tests.data.test_nuscenes import make_tables, write_tables, write_world
-from tests.test_layering import ROOT, SOURCES, imported
+from tests.test_layering import ROOT, SOURCES, imports
 
+EVERYTHING = Needs(cameras="all", labels=True, pose=True)
 SPEC = StudentSpec(architecture="res16unet14c", width=0.25, grid="cylindrical", voxel_size=(0.2, 1, 0.2))
 
 
@@ -92,14 +98,14 @@ def test_every_load_in_the_repository_is_safe():
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_what_runs_makes_no_code_of_data(path):
-    assert not imported(path) & CODE_FROM_DATA
+    assert not imports(path) & CODE_FROM_DATA
     assert not {called for called, _ in calls(path)} & RUNS_TEXT
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_nothing_unpacks_archives(path):
     unpacking = {"extract", "extractall", "unpack_archive"}
-    assert not unpacking & {called.split(".")[-1] for called, _ in calls(path)} and "tarfile" not in imported(path)
+    assert not unpacking & {called.split(".")[-1] for called, _ in calls(path)} and "tarfile" not in imports(path)
 
 
 def test_downloads_are_encrypted_and_checked():
@@ -201,7 +207,8 @@ def test_a_pickle_in_the_index(world, tmp_path):
 
 def save_changed(**change: object) -> Path:
     student = Student(SPEC, 3, bn_momentum=0.1)
-    save_student(Path("model.pt"), student, "pretrain")
+    parts = {"backbone": backbone_weights(student), "point_head": head_layers(student)}
+    write_model(Path("model.pt"), stage="pretrain", spec=SPEC, **parts)
     torch.save(torch.load("model.pt", weights_only=True) | change, "model.pt")
     return Path("model.pt")
 
@@ -218,11 +225,18 @@ def save_changed(**change: object) -> Path:
         {"classes": 3},
         {"classes": [3]},
         {"task": {"dataset": "kitti"}},
-        {"weights": [torch.zeros(1)]},
-        {"weights": {}},
-        {"weights": {"final.weight": "text"}},
-        {"weights": {"final.weight": torch.zeros(())}},
-        {"weights": {3: torch.zeros(1)}},
+        {"backbone": [torch.zeros(1)]},
+        {"backbone": {"final.weight": "text"}},
+        {"backbone": {3: torch.zeros(1)}},
+        {"point_head": [{"weight": torch.zeros(())}]},
+        {"point_head": [{"weight": torch.zeros(3, 24), "bias": torch.zeros(2)}]},
+        {"point_head": [{"weight": torch.zeros(n, 24), "bias": torch.zeros(n)} for n in (3, 2)]},
+        {"image_head": 3},
+        {"input": {"intensity_scale": float("nan")}},
+        {"teacher": {"name": "resnet"}},
+        {"pretraining": "text"},
+        {"format": 1},
+        {"format": 3},
     ],
     ids=str,
 )
@@ -359,7 +373,7 @@ def test_links_of_a_user_are_followed(world, tmp_path):
     image = tmp_path / "disk/samples/scene-0103-10-CAM_BACK.png"
     image.rename(image.with_name("blob"))
     image.symlink_to("blob")
-    frame = NuScenes(tmp_path / "linked", "all").read(0)
+    frame = NuScenes(tmp_path / "linked", "all").read(0, EVERYTHING)
     assert len(frame.cameras) == 6 and frame.labels is not None
     assert len(NuScenes(tmp_path / "linked", "all").image_files()) == 6
 
@@ -381,7 +395,7 @@ def test_links_out_of_the_data_set(world, tmp_path, kind, victim):
         write_tables(world, tables)
     reader = NuScenes(world, "all")
     with pytest.raises(InputError, match=f"name the file '.*{secret.name}', which leads outside the data set"):
-        reader.read(0)
+        reader.read(0, EVERYTHING)
     if victim.endswith("png"):
         with pytest.raises(InputError, match="leads outside"):
             reader.image_files()
@@ -394,14 +408,14 @@ def test_names_that_are_no_files(world, name):
     tables["sample_data"][0]["filename"] = name
     write_tables(world, tables)
     with pytest.raises(InputError, match=f"cannot read .*{name}"):
-        NuScenes(world, "all").read(0)
+        NuScenes(world, "all").read(0, EVERYTHING)
 
 
 def test_a_path_in_a_poisoned_index(world, tmp_path):
     cache = tmp_path / "index.npz"
     poison(world, cache, path=np.array([[b"../../secret"] * 7]))
     with pytest.raises(InputError, match="name the file '../../secret', which leads outside the data set"):
-        NuScenes(world, "all", index_cache=cache).read(0)
+        NuScenes(world, "all", index_cache=cache).read(0, EVERYTHING)
 
 
 def test_names_from_tables_stay_inside_what_is_written(world, tmp_path):
@@ -413,8 +427,8 @@ def test_names_from_tables_stay_inside_what_is_written(world, tmp_path):
     reader = choose_subset(NuScenes(world, "mine", index_cache=tmp_path / "out/index.npz"), 100, "scenes")
     write_subset(tmp_path / "out/subset.txt", reader, "scene ../../escaped")
     with pytest.raises(InputError, match="the split '../../split' cannot name a folder"):
-        Submission(tmp_path / "out/submission", reader, "../../split")
-    Submission(tmp_path / "out/submission", reader, "mine").write(reader.ids[0], np.ones(7, np.uint8))
+        NuScenesSubmission(tmp_path / "out/submission", reader, "../../split")
+    NuScenesSubmission(tmp_path / "out/submission", reader, "mine").write(reader.ids[0], np.ones(7, np.uint8))
     written = set(tmp_path.rglob("*")) - before
     assert written and all(path.is_relative_to(tmp_path / "out") for path in written)
 
@@ -535,7 +549,7 @@ def test_an_image_that_is_a_program(tmp_path, monkeypatch):
     assert not Path("owned").exists()
 
 
-@pytest.mark.parametrize("read", [lambda file: read_points(file, 4), read_text], ids=["points", "text"])
+@pytest.mark.parametrize("read", [lambda file: read_points(file, 4, ReadOptions()), read_text], ids=["points", "text"])
 def test_a_file_larger_than_any_memory(read):
     with open("giant.bin", "wb") as file:
         file.truncate(16 * 10**12)  # sparse: it takes no space
@@ -552,4 +566,4 @@ def test_an_index_that_promises_too_many_rows(world, tmp_path):
     with zipfile.ZipFile(cache, "w") as new:
         for name, content in (members | {"mount.npy": header.getvalue()}).items():
             new.writestr(name, content)
-    assert len(NuScenes(world, "all", index_cache=cache).read(0).points) == 7  # made again
+    assert len(NuScenes(world, "all", index_cache=cache).read(0, EVERYTHING).points) == 7  # made again

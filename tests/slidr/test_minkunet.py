@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch import nn
 
-from data.disk import InputError
-from slidr.minkunet import BLOCKS, PLANES, UNREAD, MinkUNet, ResidualBlock, from_minkowski, to_minkowski
+from data.files import InputError
+from slidr.networks.minkunet import BLOCKS, PLANES, UNREAD, MinkUNet, ResidualBlock, from_minkowski, to_minkowski
 from triton_kernels import BatchNorm, SparseTensor
 
 

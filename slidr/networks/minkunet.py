@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from data.disk import InputError
+from data.files import InputError
 from triton_kernels import BatchNorm, SparseConv3d, SparseConvTranspose3d, SparseTensor, cat
 
 PLANES = (32, 64, 128, 256, 256, 128, 96, 96)
@@ -45,7 +45,7 @@ class MinkUNet(nn.Module):
     """Res16UNet: four strided levels down, four transposed ones up, skips concatenated, a 1x1x1 layer at the end.
 
     Args:
-        out_channels: channels of the last layer.
+        out_channels: channels of the last layer; None = there is none, the output is that of the backbone.
         architecture: a key of BLOCKS.
         in_channels: input features a voxel.
         bn_momentum: of stem, strided, transposed and shortcut norms.
@@ -59,7 +59,7 @@ class MinkUNet(nn.Module):
 
     def __init__(
         self,
-        out_channels: int,
+        out_channels: int | None,
         architecture: str = "res16unet34c",
         in_channels: int = 1,
         bn_momentum: float = 0.05,
@@ -100,7 +100,8 @@ class MinkUNet(nn.Module):
             channels = planes[level]
             if level < 3:
                 skips.append(channels)
-        self.final = SparseConv3d(channels, out_channels, 1, bias=True)
+        self.channels = channels
+        self.final = None if out_channels is None else SparseConv3d(channels, out_channels, 1, bias=True)
 
     def backbone(self, x: SparseTensor) -> SparseTensor:
         """`[V, in_channels]` at stride 1 -> features `[V, 96]` (at width 1) before the last layer."""
@@ -117,7 +118,8 @@ class MinkUNet(nn.Module):
 
     def forward(self, x: SparseTensor) -> SparseTensor:
         """`[V, in_channels]` at stride 1 -> `[V, out_channels]` on the same coordinates."""
-        x = self.final(self.backbone(x))
+        x = self.backbone(x)
+        x = x if self.final is None else self.final(x)
         return x.with_features(nn.functional.normalize(x.features, dim=1)) if self.normalize else x
 
 

@@ -1,0 +1,211 @@
+"""model.pt: a trained lidar network in parts that every stage understands.
+
+    backbone     weights of the U-Net, 96 channels a voxel at width 1
+    point_head   layers from the backbone into the feature space of pretraining; [] = identity
+    image_head   layers from the teacher's features into the same space; [] = identity, None = no images were used
+    class_head   layers from the backbone to classes, of a segmentation network; None = it is none
+    teacher      name, layer and SHA-256 of the frozen image network, or None
+    input        what the network takes: columns of a point, and scale and offset of the stored intensity
+
+Layers are a list of {"weight": [out, in], "bias": [out]} with a ReLU between one and the next. Features to compare are
+L2-normalised point_head(backbone); similarity to an image is that to normalised image_head(teacher).
+"""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import torch
+from pydantic import AfterValidator, BaseModel, ConfigDict, FiniteFloat, ValidationError
+
+from data.files import InputError
+from slidr.networks.minkunet import UNREAD
+from slidr.networks.student import Student, StudentSpec
+from slidr.tensor_files import read_tensors, write_tensors
+
+POINT = "x", "y", "z", "intensity"  # what a network takes of a point
+HEAD = "final."  # the last layer in a network's state dict
+
+
+def _chained(layers: list[dict[str, torch.Tensor]]) -> list[dict[str, torch.Tensor]]:
+    before = None
+    for layer in layers:
+        if layer.keys() != {"weight", "bias"} or layer["weight"].ndim != 2:
+            raise ValueError("a layer has a weight [out, in] and a bias [out]")
+        out, into = layer["weight"].shape
+        if layer["bias"].shape != (out,) or before not in (None, into):
+            raise ValueError("the layers do not fit each other")
+        before = out
+    return layers
+
+
+Layers = Annotated[list[dict[str, torch.Tensor]], AfterValidator(_chained)]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True, frozen=True)
+
+
+class InputMeaning(_Part):
+    """What the network takes of a point: its feature is intensity as stored * scale + offset."""
+
+    columns: tuple[str, ...] = POINT
+    intensity_scale: FiniteFloat = 1.0
+    intensity_offset: FiniteFloat = 0.0
+
+
+class TeacherIdentity(_Part):
+    """Which frozen image network, and which of its layers."""
+
+    name: str
+    layer: str
+    sha256: str
+
+
+class Pretraining(_Part):
+    """How a network was pretrained, so that figures can say so."""
+
+    method: str
+    dataset: str
+
+
+class TaskRecord(_Part):
+    """What a network was trained for, which decides the published figures that stand beside its own."""
+
+    stage: str
+    dataset: str
+    pct: float
+
+
+class Model(_Part):
+    """The content of a model.pt."""
+
+    format: Literal[2] = 2
+    stage: str
+    spec: StudentSpec
+    input: InputMeaning = InputMeaning()
+    backbone: dict[str, torch.Tensor]
+    point_head: Layers = []
+    image_head: Layers | None = None
+    class_head: Layers | None = None
+    teacher: TeacherIdentity | None = None
+    pretraining: Pretraining | None = None
+    classes: tuple[str, ...] = ()
+    task: TaskRecord | None = None
+
+
+def backbone_weights(student: Student) -> dict[str, torch.Tensor]:
+    """The weights of a student without its last layer, on the CPU."""
+    state = student.network.state_dict()
+    return {k: v.detach().cpu() for k, v in state.items() if not k.endswith(UNREAD) and not k.startswith(HEAD)}
+
+
+def head_layers(student: Student) -> Layers:
+    """The last layer of a student as layers; none if it has none."""
+    final = student.network.final
+    return [] if final is None else [{"weight": final.weight.detach().cpu()[0].T, "bias": final.bias.detach().cpu()}]
+
+
+def apply_layers(layers: Layers, x: torch.Tensor) -> torch.Tensor:
+    """`[N, in]` -> `[N, out]` through the layers, a ReLU between one and the next."""
+    for i, layer in enumerate(layers):
+        x = torch.nn.functional.linear(torch.relu(x) if i else x, layer["weight"].to(x), layer["bias"].to(x))
+    return x
+
+
+def write_model(path: Path, **parts: object) -> None:
+    """Write the parts of a `Model`."""
+    model = Model(**parts)
+    content = {name: getattr(model, name) for name in Model.model_fields}
+    plain = {k: v.model_dump(mode="json") if isinstance(v, BaseModel) else v for k, v in content.items()}
+    plain["classes"] = list(model.classes)
+    write_tensors(path, plain)
+
+
+def read_model(path: Path) -> Model:
+    """The content of a model.pt, whatever its format; InputError if the file is something else."""
+    content = read_tensors(path)
+    try:
+        return Model(**(_from_format_1(content) if content.get("format") == 1 else content))
+    except (KeyError, IndexError, TypeError, AttributeError, ValidationError) as error:
+        raise InputError(
+            f"{path} is no model.pt of this program; name one, or bring a published one in with `run.py convert`."
+        ) from error
+
+
+def _from_format_1(content: dict) -> dict:
+    """Format 1 held the whole network's weights, and neither input nor image head nor how it was pretrained."""
+    weights = content["weights"]
+    head = [{"weight": weights[f"{HEAD}weight"][0].T, "bias": weights[f"{HEAD}bias"]}]
+    spec = {name: content["spec"][name] for name in StudentSpec.model_fields}
+    return {
+        "stage": content["stage"],
+        "spec": spec,
+        "backbone": {name: value for name, value in weights.items() if not name.startswith(HEAD)},
+        "classes": content["classes"],
+        "task": content.get("task"),
+        "class_head" if content["classes"] else "point_head": head,
+    }
+
+
+def load_student(model: Model, path: Path, out_channels: int | None, bn_momentum: float, **spec: object) -> Student:
+    """A student with the backbone of a model.pt and a new last layer of `out_channels`, or none.
+
+    Args:
+        model: of `read_model(path)`.
+        spec: keys of StudentSpec that are asked for; they must be the model's.
+
+    Raises InputError if they differ (both values named), if the input is another, or if a weight is missing or
+    misshapen (named).
+    """
+    for name, value in spec.items():
+        if value != (theirs := getattr(model.spec, name)):
+            raise InputError(
+                f"{path} was trained with {name} {theirs}, this run has {value}; drop --{name} or choose other "
+                "--weights."
+            )
+    if model.input.columns != POINT:
+        raise InputError(
+            f"{path} takes {', '.join(model.input.columns)} of a point, this program gives {', '.join(POINT)}; choose "
+            "other --weights."
+        )
+    student = Student(model.spec, out_channels, bn_momentum)
+    own = backbone_weights(student)
+    for name in sorted(own.keys() | model.backbone.keys()):
+        if name not in model.backbone or name not in own:
+            raise InputError(f"{path}: the key `{name}` is {'missing' if name in own else 'not known'}; is it damaged?")
+        if own[name].shape != model.backbone[name].shape:
+            raise InputError(
+                f"{path}: `{name}` has shape {list(model.backbone[name].shape)}, this network needs "
+                f"{list(own[name].shape)}."
+            )
+    for name in ("point_head", "class_head"):
+        layers = getattr(model, name)
+        if layers and layers[0]["weight"].shape[1] != student.network.channels:
+            raise InputError(
+                f"{path}: its {name} takes {layers[0]['weight'].shape[1]} channels, the network has "
+                f"{student.network.channels}; is it damaged?"
+            )
+    student.network.load_state_dict(model.backbone, strict=False)
+    return student
+
+
+def load_segmenter(model: Model, path: Path) -> Student:
+    """The student of a model.pt with its linear `class_head` as the last layer.
+
+    Raises InputError if it has none, or one of several layers.
+    """
+    if not model.class_head or len(model.class_head) > 1:
+        what = f"comes from {model.stage}" if not model.class_head else "has a class_head of several layers"
+        raise InputError(
+            f"{path} {what}, where one layer to classes is needed; name a model.pt of linprobe or fewshot."
+        )
+    (head,) = model.class_head
+    student = load_student(model, path, len(head["bias"]), bn_momentum=0.02)
+    student.network.final.load_state_dict({"weight": head["weight"].T[None], "bias": head["bias"]})
+    return student
+
+
+def newest_model(output: Path, *stages: str) -> Path | None:
+    """The newest model.pt under `output/<stage>/*/`, or None."""
+    found = [path for stage in stages for path in (output / stage).glob("*/model.pt")]
+    return max(found, key=lambda path: path.stat().st_mtime, default=None)
