@@ -1,4 +1,4 @@
-"""Superpoints and superpixels: means of point and pixel features (paper, section 3.2)."""
+"""Features of groups: superpoints and superpixels are means (paper, section 3.2), clouds are maxima."""
 
 import torch
 from torch.utils.checkpoint import checkpoint
@@ -76,10 +76,24 @@ def mean_by_id(values: torch.Tensor, ids: torch.Tensor, n: int) -> torch.Tensor:
     return sums / torch.bincount(ids, minlength=n).clamp_min(1)[:, None]
 
 
+def max_by_cloud(values: torch.Tensor, cloud: torch.Tensor, clouds: int) -> torch.Tensor:
+    """Maximum of the rows of each cloud, `[clouds, C]`; -inf for a cloud without rows.
+
+    Args:
+        values: `[M, C]`.
+        cloud: `[M]` integers in 0..clouds-1.
+        clouds: number of clouds.
+
+    Rows that share the maximum share its gradient.
+    """
+    lowest = values.new_full((clouds, values.shape[1]), -torch.inf)
+    return lowest.scatter_reduce(0, cloud.long()[:, None].expand_as(values), values, "amax")
+
+
 def upsampled_means(
     features: torch.Tensor, superpixels: torch.Tensor, stride: torch.Tensor | int, occupied: torch.Tensor
 ) -> torch.Tensor:
-    """Mean by superpixel of bilinearly upsampled (align_corners), L2-normalised features that never exist as a whole.
+    """Mean by superpixel of bilinearly upsampled (align_corners), L2-normalised features, without storing these.
 
     Upsampling is linear: pixel p gets u_p = sum over its four cells j of w_pj f_j. So the mean over the n pixels of
     superpixel s is a product of small matrices,

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from data.disk import InputError
+from data.files import InputError
 
 
 class _Attention(nn.Module):

@@ -10,10 +10,11 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from data.disk import InputError, atomic_write, read_tensors
+from data.files import InputError, atomic_write
 from data.progress import Progress
 from slidr.teachers.resnet import BasicBlock, Bottleneck, ResNet
 from slidr.teachers.vit import VisionTransformer
+from slidr.tensor_files import read_tensors
 
 DOWNLOAD_SECONDS = 3600
 

@@ -9,9 +9,15 @@ from hypothesis import strategies as st
 
 from data.frame import Pairs
 from slidr import pooling
-from slidr.losses import infonce
-from slidr.pooling import mean_by_id, pool_pairs, pool_superpixels
-from slidr.segmentation import ConfusionMatrix, lovasz_softmax, predict, segmentation_loss
+from slidr.losses import infonce, queue_infonce
+from slidr.pooling import max_by_cloud, mean_by_id, pool_pairs, pool_superpixels
+from slidr.tasks.segmentation import (
+    ConfusionMatrix,
+    lovasz_softmax,
+    predict,
+    segmentation_loss,
+    segmentation_scores,
+)
 
 
 def tensors(*columns) -> Pairs:
@@ -37,6 +43,37 @@ def test_both_pooling_backends_give_the_mean(m, monkeypatch):
 def test_pooling_sums_half_precision_in_float32():
     means = mean_by_id(torch.ones(4096, 1, dtype=torch.bfloat16), torch.zeros(4096, dtype=torch.int64), 1)
     assert means.dtype == torch.float32 and means.item() == 1
+
+
+@pytest.mark.parametrize("m", [1, 5, 1023])
+def test_the_maximum_of_each_cloud(m):
+    torch.manual_seed(m)
+    values, cloud = torch.randn(m, 3, dtype=torch.float64, requires_grad=True), torch.randint(0, 4, (m,)).int()
+    maxima, weight = max_by_cloud(values, cloud, 5), torch.rand(5, 3)
+    wanted = [
+        values[cloud == i].max(0).values if (cloud == i).any() else torch.full((3,), -torch.inf) for i in range(5)
+    ]
+    wanted = torch.stack(wanted)
+    assert torch.equal(maxima, wanted)
+    finite = wanted.isfinite()
+    ours, theirs = (torch.autograd.grad((x * weight)[finite].sum(), values)[0] for x in (maxima, wanted))
+    assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("rows, negatives", [(1, 0), (1, 1), (3, 7), (8, 1023)])
+def test_infonce_against_a_queue(rows, negatives):
+    torch.manual_seed(rows)
+    q, positive, queue = (F.normalize(torch.randn(n, 5, dtype=torch.float64), dim=1) for n in (rows, rows, negatives))
+    q.requires_grad_()
+    loss, accuracy = queue_infonce(q, positive, queue, 0.1)
+    terms, nearest = [], []
+    for i in range(rows):
+        own, others = torch.dot(q[i], positive[i]) / 0.1, queue @ q[i] / 0.1
+        terms.append(torch.logsumexp(torch.cat((own[None], others)), 0) - own)
+        nearest.append(bool((own >= others).all()))
+    wanted = torch.stack(terms).mean()
+    assert torch.allclose(loss, wanted) and accuracy == pytest.approx(np.mean(nearest)) and not accuracy.requires_grad
+    assert torch.allclose(*(torch.autograd.grad(x, q)[0] for x in (loss, wanted)))
 
 
 def plain_superpixels(features, superpixels, pairs) -> torch.Tensor:
@@ -202,21 +239,26 @@ def test_lovasz_of_hard_predictions_is_the_jaccard_loss():
 def test_scores_by_hand():
     confusion = ConfusionMatrix(4)
     confusion.update(torch.tensor([1, 1, 2, 2, 1]), torch.tensor([1, 1, 2, 1, 0]))
-    scores = confusion.scores()
-    assert np.allclose(scores["iou"], [np.nan, 2 / 3, 1 / 2, np.nan], equal_nan=True)  # class 3 does not occur
-    assert np.isclose(scores["miou"], (2 / 3 + 1 / 2) / 2)
-    assert np.isclose(scores["fwiou"], (3 * 2 / 3 + 1 * 1 / 2) / 4) and np.isclose(scores["accuracy"], 3 / 4)
-    # the published code counts the absent class as 1
-    assert np.isclose(confusion.code_compatible_miou(), (2 / 3 + 1 / 2 + 1) / 3)
+    scores = segmentation_scores(confusion, confusion, ("ignored", "car", "bus", "tree"))
+    assert list(scores.figures) == ["car", "bus", "tree", "mIoU"] and scores.unit == "%"
+    assert np.allclose(list(scores.figures.values())[:3], [200 / 3, 50, np.nan], equal_nan=True)  # no tree occurs
+    assert np.isclose(scores.value, (200 / 3 + 50) / 2) and scores.direction == "max"
+    assert np.isclose(scores.details["frequency-weighted IoU"], (3 * 200 / 3 + 1 * 50) / 4)
+    assert np.isclose(scores.details["accuracy"], 75) and scores.details["confusion"][1] == [0, 2, 1, 0]
+    # the published code counts the absent class as 100
+    assert np.isclose(scores.comparable["mIoU as the published code counts"], (200 / 3 + 50 + 100) / 3)
+    row = scores.row()
+    assert list(row) == ["val_mIoU", "val_iou/car", "val_iou/bus"] and row["val_mIoU"] == scores.value
 
 
 def test_a_labelled_point_predicted_as_0_is_a_miss_and_nothing_labelled_has_no_score():
     confusion = ConfusionMatrix(3)
     confusion.update(torch.tensor([1, 0, 2]), torch.tensor([1, 1, 2]))
-    assert confusion.scores()["iou"][1:] == [0.5, 1] and np.isclose(confusion.scores()["accuracy"], 2 / 3)
+    assert confusion.iou()[1:].tolist() == [50, 100] and np.isclose(confusion.accuracy(), 200 / 3)
     empty = ConfusionMatrix(3)
     empty.update(torch.tensor([1, 2]), torch.tensor([0, 0]))
-    assert np.isnan([*empty.scores()["iou"], *(empty.scores()[k] for k in ("miou", "fwiou", "accuracy"))]).all()
+    figures = [empty.mean_iou(), empty.frequency_weighted_iou(), empty.accuracy()]
+    assert np.isnan([*empty.iou().tolist(), *figures]).all()
 
 
 @settings(max_examples=20)

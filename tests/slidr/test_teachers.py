@@ -14,7 +14,8 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from data.disk import InputError, read_image
+from data.files import InputError
+from data.images import read_image
 from slidr.teachers import TEACHERS, Teacher, load_teacher, weights
 from slidr.teachers.resnet import BasicBlock, ResNet
 from slidr.teachers.vit import VisionTransformer
@@ -282,11 +283,14 @@ def test_a_checkpoint_that_does_not_fit_names_the_key(small, tmp_path, change, w
 
 
 def test_a_teacher_is_frozen_and_stays_in_eval_mode():
-    teacher = load_teacher("resnet_small", "random").train()
+    teacher = load_teacher("resnet_small", "random")
+    holder = torch.nn.Module()
+    holder.teacher = teacher  # in training, too: a teacher is no submodule of whoever holds it
+    holder.train()
     x = torch.rand(2, 3, 32, 48)
     assert not teacher.network.training and not teacher(x).requires_grad
     assert teacher(x).shape == (2, teacher.channels, 8, 12)
-    assert not any(p.requires_grad for p in teacher.parameters())
+    assert not any(p.requires_grad for p in teacher.network.parameters()) and not holder.state_dict()
 
 
 def test_random_weights_are_the_same_whatever_the_runs_seed():

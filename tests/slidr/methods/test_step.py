@@ -7,34 +7,37 @@ numbers are the original's in float64; what it computes in float32 anyway (pairs
 
 import functools
 import hashlib
+import importlib
 import json
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
 from data import augment
 from data.augment import Augmentation, AugmentSettings, apply, draw
+from data.datasets import find_dataset
+from data.datasets.nuscenes import CAMERAS
 from data.frame import Batch, CameraView, Frame, Pairs, collate
-from data.nuscenes import CAMERAS
 from slidr import config
 from slidr.losses import infonce
-from slidr.minkunet import MinkUNet, from_minkowski, to_minkowski
-from slidr.pooling import pool_pairs, pool_superpixels
-from slidr.student import SPEC_KEYS, Student, StudentSpec
+from slidr.methods import find_method, settings_of
+from slidr.methods.method import Method
+from slidr.networks.minkunet import from_minkowski, to_minkowski
+from slidr.networks.student import Student, StudentSpec
+from slidr.pooling import pool_pairs
 from slidr.teachers import Teacher
-from slidr.training import sgd
+from slidr.training import make_optimizer
 from tests.data.test_augment import Scripted, pixels
-from tests.slidr.test_teachers import build, seeded
+from tests.slidr.test_teachers import seeded
 from tests.triton_kernels import test_golden
 from tests.triton_kernels.test_golden import relative
-from triton_kernels import SparseTensor
 
 PUBLISHED = AugmentSettings()
-RECIPE = config.load(config.Pretrain, ["--dataset", "nuscenes"], "slidr")
+RECIPE = config.load(None, ["--dataset", "nuscenes"], "pretrain", settings_of)
 ULPS = 2e-7  # of a float32 colour in 0..1: processors add in different order
 
 
@@ -180,7 +183,7 @@ def test_images_superpixels_and_pairs_of_the_batch(batch, nuscenes_frames, golde
 def test_voxels(batch, golden):
     """The same voxels with the same features, whatever their order; each point in its own; the pairs' voxels."""
     stored = golden("B_batch")
-    student = Student(StudentSpec(**{name: getattr(RECIPE, name) for name in SPEC_KEYS}), 64, 0.05)
+    student = Student(StudentSpec(**{name: getattr(RECIPE, name) for name in StudentSpec.model_fields}), 64, 0.05)
     x, v = student.voxels(batch)
     first_of_second = int((stored["sinput_C"][:, 0] == 0).sum())
     theirs = np.concatenate((stored["inverse_0"], stored["inverse_1"] + first_of_second))
@@ -191,7 +194,7 @@ def test_voxels(batch, golden):
     np.testing.assert_array_equal(paired, stored["sinput_C"][stored["pairing_points"]])
 
 
-# 4. The objective of stored features; SGD over several steps
+# 4. The objective of stored features
 
 
 def test_the_loss_of_the_stored_superpoints_and_superpixels(golden):
@@ -199,47 +202,30 @@ def test_the_loss_of_the_stored_superpoints_and_superpixels(golden):
     k, q = (torch.from_numpy(stored[name]).double() for name in "kq")
     loss, accuracy = infonce(k, q, RECIPE.temperature)
     assert abs(float(loss) - float(stored["loss"])) < 1e-5
-    assert abs(accuracy - float(stored["argmax_acc"])) < 0.5 / len(k)
+    assert abs(float(accuracy) - float(stored["argmax_acc"])) < 0.5 / len(k)
 
 
-def test_momentum_and_dampening_act_from_the_second_step_on():
-    """The rule by hand: the first step's velocity is the whole gradient, later gradients count 1 - dampening = 0.9."""
-    generator = np.random.default_rng(0)
-    weight = nn.Parameter(torch.from_numpy(generator.normal(size=(4, 3))))
-    optimizer = sgd(RECIPE, [{"params": [weight], "lr": RECIPE.lr}])
-    w, velocity = weight.detach().numpy().copy(), None
-    for gradient in generator.normal(size=(5, 4, 3)):
-        weight.grad = torch.from_numpy(gradient)
-        optimizer.step()
-        slope = gradient + 1e-4 * w
-        velocity = slope if velocity is None else 0.9 * velocity + (1 - 0.1) * slope
-        w = w - 0.5 * velocity
-        np.testing.assert_allclose(weight.detach(), w, rtol=1e-12, atol=1e-14)
+# 5. One step of training from seeded weights: in float64, and in float32 as training runs. The method that a user runs
+# is built from its recipe; its batch is what its own sample collates from the real frames.
 
-
-# 5. One step of training from seeded weights: in float64, and in float32 as training runs
-
-RECIPES = {
-    "slidr": ("resnet50_moco_v2", {}, 1),
-    "ppkt": ("resnet50_moco_v2", {"dilated": False}, 1),
-    "vit": ("vit_small_16_dino", {}, 2),
-}
+RECIPES = {"slidr": ("slidr_nuscenes", 1), "ppkt": ("ppkt_nuscenes", 1), "vit": ("slidr_nuscenes_vit", 2)}
 GRADIENTS = {torch.float64: 1e-5, torch.float32: 4e-2}  # in float32 a ReLU near 0 flips here or there
 LAST = ("final.kernel", "final.bias", "decoder.0.weight", "decoder.0.bias")  # no ReLU after them
 
 
-def seeded_student() -> MinkUNet:
-    student = MinkUNet(64, normalize=True)
-    theirs = {key: test_golden.seeded(key, value.shape, 0) for key, value in to_minkowski(student.state_dict()).items()}
-    student.load_state_dict(from_minkowski(theirs), strict=False)
-    return student
-
-
-def seeded_head(channels: int, seed: int) -> nn.Conv2d:
-    head = nn.Conv2d(channels, 64, 1)
-    theirs = seeded({f"decoder.0.{key}": value for key, value in head.state_dict().items()}, seed)
-    head.load_state_dict({key.removeprefix("decoder.0."): value for key, value in theirs.items()})
-    return head
+def seeded_method(recipe: str, dtype: torch.dtype) -> Method:
+    """The method of a recipe with the golden files' weights in student, teacher and head."""
+    name, seed = RECIPES[recipe]
+    settings = config.load(None, [name, "--teacher_weights=random"], "pretrain", settings_of)
+    method = find_method(settings.method)(settings, find_dataset("nuscenes"))
+    network = method.student.network
+    theirs = {key: test_golden.seeded(key, value.shape, 0) for key, value in to_minkowski(network.state_dict()).items()}
+    network.load_state_dict(from_minkowski(theirs), strict=False)
+    teacher, head = method.images.teacher.network, method.images.head
+    teacher.load_state_dict(seeded(teacher.state_dict(), seed))
+    weights = seeded({f"decoder.0.{key}": value for key, value in head.state_dict().items()}, seed)
+    head.load_state_dict({key.removeprefix("decoder.0."): value for key, value in weights.items()})
+    return method.to(dtype)
 
 
 def renamed(student: dict, head: dict) -> dict[str, torch.Tensor]:
@@ -249,66 +235,93 @@ def renamed(student: dict, head: dict) -> dict[str, torch.Tensor]:
 
 
 @pytest.fixture(scope="module")
-def teacher_features(golden):
-    """`teacher_features("slidr")` -> what the seeded frozen teacher sees in the twelve images, computed once."""
+def real_batch(nuscenes_frames, golden):
+    """`real_batch(method)` -> both frames as the method's own validation sample draws and collates them; images rounded
+    to half precision, as the golden files were made."""
 
-    @functools.cache
-    def compute(recipe: str) -> torch.Tensor:
-        name, options, seed = RECIPES[recipe]
-        teacher = Teacher(build(name, **options), name, "seeded")
-        teacher.network.load_state_dict(seeded(teacher.network.state_dict(), seed))
+    def make(method: Method) -> Batch:
+        reader = SimpleNamespace(
+            ids=[frame.id for frame in nuscenes_frames],
+            intensity_offset=0.0,
+            intensity_scale=1.0,
+            read=lambda index, needs, rng: nuscenes_frames[index],
+        )
+        sample = method.sample(reader, train=False)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("data.samples.single.load_or_compute", lambda view, *maps: view.superpixels)
+            items = [sample.draw(index, np.random.default_rng(0))[0] for index in (0, 1)]
         images = torch.from_numpy(golden("C_images_f16")["input_I"]).float()
-        return torch.cat([teacher(pair) for pair in images.split(2)])
+        batch = sample.collate(items)
+        assert (batch.images - images).abs().max() < 1e-3
+        return replace(batch, images=images)
 
-    return compute
+    return make
 
 
 @pytest.fixture(
     scope="module", params=[(r, d) for r in RECIPES for d in GRADIENTS], ids=lambda p: f"{p[0]}-{str(p[1])[6:]}"
 )
-def step(request, golden, teacher_features) -> SimpleNamespace:
-    """What one step of a recipe computes, `stored` beside it; PPKT's 4096 pairs are those that the original drew.
+def step(request, golden, real_batch) -> SimpleNamespace:
+    """What one step of a method computes, `stored` beside it; PPKT's 4096 pairs are those that the original drew.
 
     The forward passes before and after it (`first`, `second`; SLidR's in eval mode: `validation`), and by the
     original's keys `gradients`, batch-norm `statistics` after the first pass, parameters `before` and `after`.
     """
     recipe, dtype = request.param
-    stored, b = golden(f"C_{recipe}_f64"), golden("B_batch")
-    features = teacher_features(recipe).to(dtype)
-    student, head = seeded_student().to(dtype), seeded_head(features.shape[1], RECIPES[recipe][2]).to(dtype)
-    superpixels = torch.from_numpy(np.int64(b["superpixels"]))
-    size, (camera, row, column) = superpixels.shape[1:], b["pairing_images"].T
-    pairs = Pairs(*(torch.from_numpy(np.int64(values)) for values in (b["pairing_points"], camera, row, column)))
+    stored, method = golden(f"C_{recipe}_f64"), seeded_method(recipe, dtype)
+    batch = real_batch(method)
+    batch = replace(batch, images=batch.images.to(dtype))
+    student, head = method.student.network, method.images.head
+    seen = {}
+    method.student.register_forward_hook(lambda module, inputs, output: seen.update(points=output))
+    method.images.register_forward_hook(lambda module, inputs, output: seen.update(pixels=output))
+    method.images.teacher = remembering(method.images.teacher, dtype)
+    if recipe == "ppkt":
+        method.draw_pairs = lambda pairs: pairs.select(torch.from_numpy(stored["idx"]))
+    pooling = importlib.import_module(f"slidr.methods.{'ppkt' if recipe == 'ppkt' else 'slidr'}")
+    contrast = pooling.infonce
     image, y, x = torch.from_numpy(stored["teacher_pix"]).T
     looked_at = Pairs(torch.zeros_like(image), image, y, x)
+    b = golden("B_batch")
+    first_of_second = int((b["sinput_C"][:, 0] == 0).sum())
+    theirs = np.concatenate((b["inverse_0"], b["inverse_1"] + first_of_second))  # the original's row of each point
+    _, a_point = np.unique(theirs, return_index=True)
 
     def forward() -> SimpleNamespace:
-        voxels = SparseTensor(torch.from_numpy(b["sinput_F"]).to(dtype), torch.from_numpy(np.int32(b["sinput_C"])))
-        points, projected = student(voxels).features, head(features)
-        if recipe == "ppkt":
-            k, q = pool_pairs(points, projected, size, pairs.select(torch.from_numpy(stored["idx"])))
-        else:
-            k, q = pool_superpixels(points, projected, superpixels, pairs)
-        _, pixels = pool_pairs(points, projected, size, looked_at)
-        points = points[stored["student_rows"]]
-        return SimpleNamespace(points=points, pixels=pixels, k=k, q=q, loss=infonce(k, q, RECIPE.temperature)[0])
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(pooling, "infonce", lambda k, q, t: (seen.update(k=k, q=q), contrast(k, q, t))[1])
+            loss = method(batch).loss
+        features, voxels = seen["points"]
+        points = features[voxels.inverse][a_point[stored["student_rows"]]]
+        _, pixels = pool_pairs(features, seen["pixels"], batch.images.shape[2:], looked_at)
+        return SimpleNamespace(points=points, pixels=pixels, k=seen["k"], q=seen["q"], loss=loss)
 
     result = SimpleNamespace(recipe=recipe, dtype=dtype, stored=stored)
     if recipe == "slidr":
         with torch.no_grad():
-            student.eval()
+            method.eval()
             result.validation = forward()
-            student.train()
+            method.train()
     result.first = forward()
     if "loss_after" in stored:
         parameters = dict(student.named_parameters()), dict(head.named_parameters())
         result.statistics, result.before = renamed(dict(student.named_buffers()), {}), renamed(*parameters)
-        optimizer = sgd(RECIPE, [{"params": [*student.parameters(), *head.parameters()], "lr": RECIPE.lr}])
+        optimizer = make_optimizer(method.settings, method.parameter_groups())
         result.first.loss.backward()
         result.gradients = renamed(*({key: p.grad for key, p in module.items()} for module in parameters))
         optimizer.step()
         result.after, result.second = renamed(*parameters), forward()
     return result
+
+
+def remembering(teacher: Teacher, dtype: torch.dtype):
+    """What the frozen teacher sees in the one batch, computed once, in float32."""
+
+    @functools.cache
+    def features(images: torch.Tensor) -> torch.Tensor:
+        return torch.cat([teacher(pair.float()) for pair in images.split(2)]).to(dtype)
+
+    return features
 
 
 def errors(step: SimpleNamespace, name: str, values: dict[str, torch.Tensor]) -> dict[str, float]:
