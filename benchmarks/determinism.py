@@ -53,7 +53,7 @@ def _pretrain(folder: str, name: str, options: argparse.Namespace, *words: str) 
     _run(folder, "pretrain", *words, *means, f"--validate_every={options.epochs}", "--name", name)
     run = Path(folder) / "output" / "pretrain" / name
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    weights = torch.load(run / "model.pt", weights_only=True)["weights"]
+    weights = torch.load(run / "model.pt", weights_only=True)["backbone"]
     (checkpoint,) = (run / "checkpoints").glob("step-*.pt")
     seconds = torch.load(checkpoint, weights_only=True)["seconds"]
     return [r["loss"] for r in rows if "loss" in r], weights, seconds

@@ -19,13 +19,21 @@ from itertools import islice
 import torch
 
 from benchmarks import record
-from data.disk import InputError
+from data.files import InputError
 from data.frame import Batch
 from slidr import config
-from slidr.downstream import infer, open_labelled, segmentation_loader, starting_student
-from slidr.segmentation import predict, segmentation_loss
-from slidr.stages import fewshot, linprobe
-from slidr.training import prepare, sgd
+from slidr.networks.model_file import TaskRecord
+from slidr.stages.fewshot import published
+from slidr.tasks.segmentation import (
+    FineTuning,
+    LinearProbe,
+    Segmentation,
+    open_labelled,
+    predict,
+    segmentation_loader,
+)
+from slidr.tasks.start import starting_student
+from slidr.training import Learner, make_optimizer, prepare
 
 
 def timed(batches: Iterable[Batch], work: Callable[[Batch], object], steps: int, device: torch.device) -> dict:
@@ -68,38 +76,38 @@ def forever(loader) -> Iterable[Batch]:
 def measure(dataset: str, root: str, split: str, options: argparse.Namespace) -> dict:
     """Voxels and points a frame, and `timed` of validation, probing and fine-tuning: the leanest comes first."""
     values = {"dataset": dataset, "root": root, "weights": "random", "device": options.device, "workers": 1}
-    settings = fewshot.published(config.validate(config.Fewshot, values | {"threads": options.threads}))
-    device = prepare(settings)
-    reader = open_labelled(settings, split)
-    student = starting_student(settings, len(reader.classes)).to(device)
+    values |= {"threads": options.threads}
+    tuned, probed = published(config.validate(config.Fewshot, values)), config.validate(config.Linprobe, values)
+    device = prepare(tuned)
+    reader = open_labelled(tuned, split)
+    student, _ = starting_student(tuned, len(reader.dataset.classes))
+    task = Segmentation(student.to(device), reader)
+    record = TaskRecord(stage="fewshot", dataset=dataset, pct=100.0)
     sizes = []
 
     def validation_frame(batch: Batch) -> None:
-        ((_, logits, inverse),) = infer(student, [batch], device)
+        logits, inverse = task.logits(batch)
         predict(logits)[inverse].cpu()
         sizes.append((len(logits), len(inverse)))
 
-    def probing_step(batch: Batch) -> None:
-        features, labels, _ = linprobe.frozen_features(student, batch)
-        step(probing, segmentation_loss(linprobe.head_logits(student, features), labels))
+    def training_step(learner: Learner, settings: config.Downstream) -> Callable[[Batch], None]:
+        optimizer = make_optimizer(settings, learner.train().parameter_groups())
 
-    def fine_tuning_step(batch: Batch) -> None:
-        logits, voxels = student(batch)
-        step(fine_tuning, segmentation_loss(logits, batch.labels[voxels.first]))
+        def step(batch: Batch) -> None:
+            optimizer.zero_grad(set_to_none=True)
+            learner(batch).loss.backward()
+            optimizer.step()
 
-    def step(optimizer: torch.optim.Optimizer, loss: torch.Tensor) -> None:
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
+        return step
 
-    probing = sgd(settings, linprobe.parameter_groups(student, settings))
-    fine_tuning = sgd(settings, fewshot.parameter_groups(student, settings))
-    val_loader = segmentation_loader(settings, device, reader, batch=1, augment=False, shuffle=False)
-    loader = segmentation_loader(settings, device, reader, options.batch, augment=True, shuffle=True)
+    val_loader = segmentation_loader(tuned, device, reader, batch=1, train=False)
+    loader = segmentation_loader(tuned, device, reader, options.batch, train=True, augment=True)
     result = {"validation_frame": timed(forever(val_loader), validation_frame, options.steps, device)}
-    result["probing_step"] = timed(forever(loader), probing_step, options.steps, device)
-    student.train()
-    result["fine_tuning_step"] = timed(forever(loader), fine_tuning_step, options.steps, device)
+    probing = training_step(LinearProbe(probed, task, record), probed)
+    result["probing_step"] = timed(forever(loader), probing, options.steps, device)
+    student.requires_grad_(True)
+    fine_tuning = training_step(FineTuning(tuned, task, record), tuned)
+    result["fine_tuning_step"] = timed(forever(loader), fine_tuning, options.steps, device)
     voxels, points = (round(sum(column) / len(sizes)) for column in zip(*sizes, strict=True))
     return {"voxels": voxels, "points": points, **result}
 

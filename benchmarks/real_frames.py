@@ -19,6 +19,7 @@ import numpy as np
 
 from benchmarks import record
 from slidr import config
+from slidr.methods import settings_of
 from slidr.stages import evaluate, fewshot, linprobe, pretrain
 from slidr.training import distributed
 
@@ -53,13 +54,13 @@ def main() -> None:
                 "teacher": "dinov2_vits14", "teacher_weights": options.teacher_weights, "min_pairs": 256,
                 "batch": 2, "epochs": options.epochs, "lr": 0.1, "validate_every": options.epochs,
             }  # fmt: skip
-            pretrain.run(config.validate(config.Pretrain, common | STUDENT | recipe))
+            pretrain.run(config.validate(settings_of("slidr"), common | STUDENT | recipe))
         rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
         losses.append([next(r["loss"] for r in rows if "loss" in r), [r["loss"] for r in rows if "loss" in r][-1]])
         for start in ("pretrained", "random"):
             weights = "random" if start == "random" else str(folder / "model.pt")
             downstream = common | STUDENT | {"weights": weights, "pictures": 1}
-            probe = {"augment": False, "remember": True, "batch": 4, "epochs": 20, "validate_every": 20}
+            probe = {"augment": False, "cache_features": True, "batch": 4, "epochs": 20, "validate_every": 20}
             # one rate for both starts: the published 2.0 of the head is for larger batches and thousands of steps
             tune = {"pct": 10, "batch": 3, "epochs": 40, "validate_every": 40, "lr": 0.05, "lr_head": 0.05}
             for name, stage, settings_type, extra in (
@@ -68,7 +69,7 @@ def main() -> None:
             ):
                 run_name = {"name": f"{start}{seed}-{datetime.datetime.now():%H%M%S}"}
                 result = stage.run(config.validate(settings_type, downstream | extra | run_name))
-                scores.setdefault((name, start), []).append(100 * result["scores"]["miou"])
+                scores.setdefault((name, start), []).append(result.scores.value)
         _report(scores, losses, began)
 
 
@@ -87,18 +88,18 @@ def overfit(options: argparse.Namespace) -> None:
     if not (tuned / "report.md").exists():
         fewshot.run(config.validate(config.Fewshot, common | STUDENT | tune))
     seen = {"weights": str(tuned / "model.pt"), "split": "train", "subset": tuned / "subset.txt"}
-    scores = evaluate.run(config.validate(config.Evaluate, common | seen))["scores"]
+    scores = evaluate.run(config.validate(config.Evaluate, common | seen)).scores
     rows = [json.loads(line) for line in (tuned / "metrics.jsonl").read_text().splitlines()]
-    print(f"mIoU on the frames trained on: {100 * scores['miou']:.1f} %")
+    print(f"mIoU on the frames trained on: {scores.value:.1f} %")
     if distributed.rank() == 0:
         numbers = {
             "processes": distributed.world(),
             "frames_pct": options.overfit_pct,
             "epochs": options.overfit_epochs,
             "loss": [row["loss"] for row in rows if "loss" in row][-1],
-            "frames_per_second": float(np.median([row["frames_per_second"] for row in rows if "loss" in row])),
-            "miou": 100 * scores["miou"],
-            "miou_unseen": 100 * [row["val_miou"] for row in rows if "val_miou" in row][-1],
+            "frames_per_second": float(np.median([row["scans_per_second"] for row in rows if "loss" in row])),
+            "miou": scores.value,
+            "miou_unseen": [row["val_mIoU"] for row in rows if "val_mIoU" in row][-1],
         }
         record.write("real_frames_overfit", numbers, "auto")
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from data.disk import atomic_write
+from data.files import atomic_write
 
 
 def processor() -> str:

@@ -9,8 +9,10 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from skimage.segmentation import find_boundaries
 
-from data.disk import atomic_write
+from data.files import atomic_write
 from data.frame import Frame
+from data.samples.scans import ScanPair
+from slidr.tasks.scores import Scores
 
 METRES = 45  # a picture from above shows this far in each direction
 
@@ -35,10 +37,10 @@ def _dot(points: int) -> float:
     return float(np.clip(9000 / max(points, 1), 2, 12))
 
 
-def _ground(axis, title: str) -> None:
+def _ground(axis, title: str, lidars=((0.0, 0.0),)) -> None:
     axis.set(xlim=(-METRES, METRES), ylim=(-METRES, METRES), aspect="equal", xticks=[], yticks=[], facecolor="#111418")
     axis.set_title(title, loc="left", fontsize=10)
-    axis.plot(0, 0, marker="^", color="white", markersize=5)  # the lidar
+    axis.plot(*np.transpose(lidars), marker="^", color="white", markersize=5, linestyle="none")
 
 
 def camera_overlay(frame: Frame, camera: int, path: Path) -> None:
@@ -83,11 +85,59 @@ def similarity(frame: Frame, camera: int, query: int, values: np.ndarray, path: 
         axes[0, 1].figure.colorbar(dots, ax=axes[0, 1], label="cosine", shrink=0.9, extend="both")
 
 
-def curves(rows: list[dict], path: Path) -> None:
-    """Losses, and mIoU (a share, drawn in per cent) where a run has any, over the steps of metrics.jsonl's `rows`."""
-    panels = {"loss": ("loss", "val_loss"), "mIoU (%)": ("val_miou",)}
-    panels = {title: names for title, names in panels.items() if any(n in row for row in rows for n in names)}
-    labels = {"loss": "training", "val_loss": "validation", "val_miou": "validation"}
+def views(clouds: dict[str, np.ndarray], path: Path) -> None:
+    """Views of one scan side by side from above, coloured by height.
+
+    Args:
+        clouds: name -> points `[N, 3 or more]`.
+        path: PNG to write.
+    """
+    with _figure(path, 1, len(clouds), (4.4 * len(clouds) + 0.8, 4.7)) as axes:
+        for axis, (name, points) in zip(axes[0], clouds.items(), strict=True):
+            _ground(axis, f"{name}: {len(points):,} points")
+            points = points[np.argsort(points[:, 2])]  # what is higher hides what is lower
+            style = {"cmap": "viridis", "vmin": -2, "vmax": 4, "linewidths": 0}
+            dots = axis.scatter(*points[:, :2].T, c=points[:, 2], s=_dot(len(points)) / 2, **style)
+        axes[0, 0].figure.colorbar(dots, ax=axes[0, -1], label="height (m)", shrink=0.9, extend="both")
+
+
+def scan_pair(pair: ScanPair, cosine: np.ndarray, path: Path) -> None:
+    """Two registered scans from above, and their matches coloured by how similar the features of both points are.
+
+    Args:
+        pair: scans with poses, and their M matches.
+        cosine: `[M]` of each match.
+        path: PNG to write.
+    """
+    to_first = np.linalg.inv(pair.first.pose) @ pair.second.pose
+    first = pair.first.points[:, :2]
+    second = (pair.second.points[:, :3] @ to_first[:3, :3].T + to_first[:3, 3])[:, :2]
+    lidars = np.stack([np.zeros(2), to_first[:2, 3]])
+    middle = lidars.mean(0)
+    with _figure(path, 1, 2, (13, 5.8)) as axes:
+        apart = np.linalg.norm(to_first[:3, 3])
+        _ground(axes[0, 0], f"two scans, {apart:.1f} m apart", lidars - middle)
+        _ground(axes[0, 1], f"their {len(cosine):,} matches", lidars - middle)
+        for name, points, colour in (("first", first, "#4fa3ff"), ("second", second, "#ff9e3d")):
+            axes[0, 0].scatter(*(points - middle).T, s=0.8, c=colour, linewidths=0, label=name)
+        axes[0, 0].legend(frameon=False, labelcolor="white", markerscale=6, loc="upper right")
+        order = np.argsort(-cosine)  # the least similar hide the others
+        places = first[pair.matches[order, 0]] - middle
+        style = {"cmap": "RdYlGn", "vmin": 0, "vmax": 1, "linewidths": 0}
+        dots = axes[0, 1].scatter(*places.T, c=cosine[order], s=1.5, **style)
+        axes[0, 1].figure.colorbar(dots, ax=axes[0, 1], label="cosine of the features", shrink=0.9, extend="min")
+
+
+def curves(rows: list[dict], path: Path, unit: str = "") -> None:
+    """Losses, and the figure that validation gives beside them, if any, over the steps of metrics.jsonl's `rows`.
+
+    Args:
+        unit: of that figure.
+    """
+    panels = {"loss": ("loss", "val_loss")}
+    found = dict.fromkeys(n for row in rows for n in row if n.startswith("val_") and n != "val_loss" and "/" not in n)
+    panels |= {f"{name.removeprefix('val_')}{f' ({unit})' if unit else ''}": (name,) for name in found}
+    labels = {"loss": "training"}
     with _figure(path, 1, len(panels), (5.5 * len(panels), 3.6)) as axes:
         for axis, (title, names) in zip(axes[0], panels.items(), strict=True):
             for name in names:
@@ -95,7 +145,7 @@ def curves(rows: list[dict], path: Path) -> None:
                 if points:
                     steps, values = np.array(points, dtype=float).T
                     marker = "o" if name.startswith("val") else None
-                    axis.plot(steps, values * (100 if "miou" in name else 1), marker=marker, ms=4, label=labels[name])
+                    axis.plot(steps, values, marker=marker, ms=4, label=labels.get(name, "validation"))
             axis.set(xlabel="step", ylabel=title)
             axis.grid(alpha=0.3)
             axis.legend(frameon=False)
@@ -161,22 +211,23 @@ def camera_classes(
         _class_legend(axes[0, 0].figure, panels, seen, classes, colours)
 
 
-def sweep(lines: dict[str, dict[float, tuple[float, float]]], path: Path) -> None:
-    """Annotation efficiency: mIoU over the share of labels, logarithmic; published lines are dashed.
+def sweep(lines: dict[str, dict[float, Scores]], path: Path) -> None:
+    """Annotation efficiency: the primary figure over the share of labels, logarithmic; published lines are dashed.
 
     Args:
-        lines: name -> per cent of the labels -> (mIoU, standard deviation or nan), both in 0..1; a name that starts
-            with "published" is dashed.
+        lines: name -> per cent of the labels -> scores, with deviations where there are seeds; a name that starts with
+            "published" is dashed.
         path: PNG to write.
     """
     with _figure(path, 1, 1, (6.5, 4.2)) as axes:
         axis = axes[0, 0]
         for name, line in lines.items():
             style = {"ls": "--", "alpha": 0.6} if name.startswith("published") else {"capsize": 3}
-            miou, deviation = 100 * np.array(list(line.values())).T
-            axis.errorbar(list(line), miou, deviation, marker="o", ms=4, label=name, **style)
+            value, deviation = np.array([(scores.value, scores.deviation) for scores in line.values()]).T
+            axis.errorbar(list(line), value, deviation, marker="o", ms=4, label=name, **style)
+            label = next(iter(line.values())).label
         ticks = sorted({pct for line in lines.values() for pct in line})
-        axis.set(xscale="log", xlabel="labels of the training split (%)", ylabel="mIoU (%)")
+        axis.set(xscale="log", xlabel="labels of the training split (%)", ylabel=label)
         axis.set_xticks(ticks, [f"{pct:g}" for pct in ticks])
         axis.minorticks_off()
         axis.grid(alpha=0.3)
@@ -184,24 +235,24 @@ def sweep(lines: dict[str, dict[float, tuple[float, float]]], path: Path) -> Non
         axis.spines[["top", "right"]].set_visible(False)
 
 
-def bar_chart(columns: dict[str, dict], classes: tuple[str, ...], path: Path) -> None:
-    """IoU per class and, set apart, mIoU: a bar a network, none where a class is absent.
+def bar_chart(columns: dict[str, Scores], path: Path) -> None:
+    """Every figure and, set apart, the primary one: a bar a network, none where there is no value.
 
     Args:
-        columns: network name -> `ConfusionMatrix.scores()`.
-        classes: class names, [0] ignored.
+        columns: network name -> scores of one kind.
         path: PNG to write.
     """
-    names = [*classes[1:], "mIoU"]
+    first, *_ = columns.values()
+    names = [*(name for name in first.figures if name != first.primary), first.primary]
     places = np.append(np.arange(len(names) - 1), len(names) - 0.5)
     width = 0.8 / len(columns)
     with _figure(path, 1, 1, (10, 4)) as axes:
         axis = axes[0, 0]
         for i, (label, scores) in enumerate(columns.items()):
-            values = 100 * np.array([*scores["iou"][1:], scores["miou"]])
+            values = np.array([scores.figures[name] for name in names])
             axis.bar(places + (i - (len(columns) - 1) / 2) * width, values, width, label=label)
         axis.set_xticks(places, names, rotation=45, ha="right", rotation_mode="anchor")
-        axis.set(ylabel="IoU (%)", axisbelow=True)
+        axis.set(ylabel=f"{first.measure} ({first.unit})", axisbelow=True)
         axis.grid(axis="y", alpha=0.3)
         axis.legend(frameon=False, loc="lower right", bbox_to_anchor=(1, 1), ncols=len(columns))
         axis.spines[["top", "right"]].set_visible(False)

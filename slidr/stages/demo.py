@@ -4,10 +4,21 @@ import shutil
 import time
 from datetime import datetime
 
-from data.disk import atomic_write
+from data.files import write_text
 from slidr import config, pictures
+from slidr.methods import settings_of
 from slidr.report import score_table
 from slidr.stages import linprobe, pretrain, superpixels
+from slidr.training import next_command
+
+PICTURES = {
+    "camera.png": "a camera image with lidar points and superpixels",
+    "similarity.png": "the points the network finds similar to one of them",
+    "birds_eye_0.png": "prediction next to ground truth",
+    "pretraining.png": "the loss of pretraining",
+    "linear_probe.png": "loss and mIoU of the linear probe",
+    "classes.png": "the table as a chart",
+}
 
 
 def run(settings: config.Demo) -> None:
@@ -16,25 +27,24 @@ def run(settings: config.Demo) -> None:
     common = {"root": settings.root, "seed": settings.seed, "threads": settings.threads, "workers": settings.workers}
     name = f"demo-{datetime.now():%Y%m%d-%H%M%S}"
 
-    def recipe(settings_type: type[config.Settings], prefix: str, **values: object) -> config.Settings:
+    def recipe(settings_type: type[config.Settings] | None, recipes: str, **values: object) -> config.Settings:
         values = common | {key: value for key, value in values.items() if value is not None}
-        return config.load(settings_type, [f"--{key}={value}" for key, value in values.items()], prefix)
+        return config.load(settings_type, [f"--{key}={value}" for key, value in values.items()], recipes, settings_of)
 
     print("1/4  the built-in world, and superpixels of its images")
-    superpixels.run(recipe(config.Superpixels, "slidr"))
+    superpixels.run(recipe(config.Superpixels, "pretrain"))
     print("\n2/4  pretraining: the lidar network learns from the frozen image network, without labels")
     places = {"output": settings.output, "name": name}
-    pretrained = pretrain.run(recipe(config.Pretrain, "slidr", epochs=settings.pretrain_epochs, **places))
-    columns = {}
+    pretraining = recipe(None, "pretrain", epochs=settings.pretrain_epochs, **places)
+    pretrained = pretrain.run(pretraining)
+    probes = {}
     for step, (label, weights) in enumerate({"pretrained": pretrained / "model.pt", "random": "random"}.items(), 3):
         print(f"\n{step}/4  linear probe of the {label} network on held-out scenes")
         places["name"] = f"{name}-{label}"
-        probe = linprobe.run(
+        probes[label] = linprobe.run(
             recipe(config.Linprobe, "linprobe", weights=weights, epochs=settings.probe_epochs, **places)
         )
-        columns[label] = probe["scores"]
-        if label == "pretrained":
-            probed, classes = probe["folder"], probe["classes"]
+    columns, probed = {label: probe.scores for label, probe in probes.items()}, probes["pretrained"].folder
 
     folder = settings.output / "demo" / name
     folder.mkdir(parents=True)
@@ -42,20 +52,20 @@ def run(settings: config.Demo) -> None:
         shutil.copy(source, folder)
     shutil.copy(pretrained / "curves.png", folder / "pretraining.png")
     shutil.copy(probed / "curves.png", folder / "linear_probe.png")
-    pictures.bar_chart(columns, classes, folder / "classes.png")
-    table = score_table(columns, classes)
-    with atomic_write(folder / "report.md") as temporary:
-        temporary.write_text(f"# Demo {name}\n\nLinear probe on held-out scenes, IoU in per cent.\n\n{table}\n")
+    pictures.bar_chart(columns, folder / "classes.png")
+    table = "Linear probe on held-out scenes\n\n" + score_table(columns)
+    shown = "\n\n".join(f"![{name}]({name})\n\n{meaning}" for name, meaning in PICTURES.items())
+    recipes = "\n\n".join(
+        f"{stage}:\n\n```yaml\n{(path / 'config.yaml').read_text(encoding='utf-8')}```"
+        for stage, path in (("Pretraining", pretrained), ("Linear probe", probed))
+    )
+    write_text(folder / "report.md", f"# Demo {name}\n\n{table}\n\n{shown}\n\n## Settings\n\n{recipes}\n")
     print(
-        f"\nLinear probe on held-out scenes, IoU in per cent\n\n{table}\n\n"
-        f"Done in {time.monotonic() - began:.0f} s. Everything lies in {folder}:\n"
-        "  report.md          the table above\n"
-        "  camera.png         a camera image with lidar points and superpixels\n"
-        "  similarity.png     the points the network finds similar to one of them\n"
-        "  birds_eye_0.png    prediction next to ground truth\n"
-        "  pretraining.png, linear_probe.png, classes.png    losses, mIoU, classes\n"
-        f"and the runs themselves in {pretrained}, {probed}.\n"
-        "Next: python run.py fewshot --pct 10     fine-tune it on a tenth of the labels\n"
-        "      python run.py show --frame 3       draw another frame\n"
-        "      python run.py pretrain --help      every setting"
+        f"\n{table}\n\nDone in {time.monotonic() - began:.0f} s. Everything lies in {folder}:\n"
+        "  report.md          the table above, the pictures, the settings\n"
+        + "".join(f"  {name:<18} {meaning}\n" for name, meaning in PICTURES.items())
+        + f"and the runs themselves in {pretrained}, {probed}.\n"
+        f"Next: {next_command('fewshot', pretraining, pretrained)} --pct 10     fine-tune it on a tenth of the labels\n"
+        f"      {next_command('show', pretraining, pretrained)} --frame 3     draw another frame\n"
+        "      python run.py pretrain --help     every setting"
     )

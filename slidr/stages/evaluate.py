@@ -3,51 +3,63 @@
 from pathlib import Path
 
 from data.datasets import open_reader
-from data.disk import InputError
-from data.submission import Submission
+from data.files import InputError
 from data.subsets import choose_subset
 from slidr.config import Evaluate
-from slidr.downstream import count, finish, has_labels, scores_of, segmentation_loader, start
-from slidr.student import Student, StudentSpec, load_weights, newest_checkpoint, read_checkpoint
-from slidr.training import distributed, prepare
+from slidr.networks.model_file import load_segmenter, newest_model, read_model
+from slidr.tasks.results import finish
+from slidr.tasks.scores import Outcome
+from slidr.tasks.segmentation import Segmentation, has_labels, segmentation_loader
+from slidr.training import Run, arithmetic, distributed, prepare
+from triton_kernels import backend
 
 
-def run(settings: Evaluate) -> dict:
-    """Evaluate by the settings; `scores` (see downstream.scores_of; None without labels) and `folder` of the run."""
+def run(settings: Evaluate) -> Outcome:
+    """Evaluate by the settings; no scores where the split has no labels."""
     device = prepare(settings)
-    path = Path(settings.weights) if settings.weights else newest_checkpoint(settings.output, "linprobe", "fewshot")
+    path = Path(settings.weights) if settings.weights else newest_model(settings.output, "linprobe", "fewshot")
     if path is None:
         raise InputError(
             f"there is no probe or fine-tuning under {settings.output}: run `python run.py linprobe` first."
         )
-    content = read_checkpoint(path)
-    reader = open_reader(settings.dataset, settings.root, settings.split)
+    model = read_model(path)
+    student = load_segmenter(model, path).to(device)
     if settings.subset and settings.submission:
         raise InputError("`submission` needs the whole split; drop `subset`.")
-    if settings.subset:
-        reader = choose_subset(reader, 100, str(settings.subset))
     if settings.submission and distributed.world() > 1:
         raise InputError("`submission` is written by one process; start run.py without torchrun.")
+
+    with distributed.first_goes_first():
+        reader = open_reader(settings.dataset, settings.root, settings.split, settings.read_options())
+    dataset = reader.dataset
+    if settings.subset:
+        reader = choose_subset(reader, 100, str(settings.subset))
     labelled = has_labels(reader)
     if not labelled and settings.submission is None:
         raise InputError(
             f"the split `{settings.split}` of {settings.dataset} has no labels; choose another split, or pass "
             "--submission FOLDER to write files for the benchmark's server."
         )
-    if tuple(content["classes"]) != reader.classes:
+    if model.classes != dataset.classes:
         raise InputError(
-            f"{path} knows {len(content['classes'])} classes ({', '.join(content['classes'])}); {settings.dataset} has "
-            f"{len(reader.classes)} ({', '.join(reader.classes)}): choose other --weights."
+            f"{path} knows {len(model.classes)} classes ({', '.join(model.classes)}); {settings.dataset} has "
+            f"{len(dataset.classes)} ({', '.join(dataset.classes)}): choose other --weights."
         )
-    student = Student(StudentSpec(**content["spec"]), len(reader.classes), bn_momentum=0.02)
-    load_weights(student, content, path, with_head=True)
-    student.to(device)
-    submission = Submission(settings.submission, reader, settings.split) if settings.submission else None
-    log = start("evaluate", settings, [reader], str(path), student, device)
-    loader = segmentation_loader(settings, device, reader, batch=1, augment=False, shuffle=False)
-    counts = count(student, loader, len(reader.classes), device, submission.write if submission else None)
+    if settings.submission and dataset.submission is None:
+        raise InputError(f"{settings.dataset} has no benchmark server, hence no files for it; drop --submission.")
+    submission = dataset.submission(settings.submission, reader, settings.split) if settings.submission else None
+
+    log = Run("evaluate", settings)
+    log.start(
+        data=f"{settings.dataset}: {len(reader)} frames to evaluate on",
+        weights=path,
+        student=student.describe(),
+        engine=backend.describe(device),
+        arithmetic=arithmetic(settings, device),
+    )
+    task = Segmentation(student, reader)
+    loader = segmentation_loader(settings, device, reader, batch=1, train=False)
+    scores = task.evaluate(loader, submission.write if submission else None)
     if submission:
         print(f"submission: {submission.describe()}")
-    return finish(
-        log, settings, student, content.get("task"), str(path), reader, scores_of(*counts) if labelled else None, device
-    )
+    return finish(log, settings, task, reader, scores if labelled else None, str(path), path)

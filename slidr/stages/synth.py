@@ -1,6 +1,8 @@
 """The built-in world, written to disk in the official layouts."""
 
-from data.synthetic import SyntheticWorld, write_kitti, write_nuscenes
+import shlex
+
+from data.datasets.synthetic import SyntheticWorld, write_kitti, write_nuscenes
 from slidr.config import Synth
 
 
@@ -12,6 +14,9 @@ def run(settings: Synth) -> None:
         write_nuscenes(settings.root / "nuscenes", world, settings.workers)
     if settings.layout != "nuscenes":
         write_kitti(settings.root / "kitti", world, settings.workers)
-    print(
-        f"synth: {settings.root}; next: python run.py pretrain   (or --dataset kitti --root {settings.root / 'kitti'})"
-    )
+    own = Synth.model_fields["root"].default
+    nuscenes = [] if settings.root == own else ["--root", settings.root]
+    words = {"nuscenes": nuscenes, "kitti": ["--dataset", "kitti", "--root", settings.root / "kitti"]}
+    written = [words[layout] for layout in words if settings.layout in (layout, "both")]
+    commands = (shlex.join(["python", "run.py", "pretrain", *map(str, flags)]) for flags in written)
+    print(f"synth: {settings.root}; next: {'   or: '.join(commands)}")

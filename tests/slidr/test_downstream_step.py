@@ -8,14 +8,23 @@ import torch
 import torch.nn.functional as F
 
 from data.datasets import open_reader
-from data.frame import Batch, collate
+from data.datasets.dataset import Reader
+from data.frame import Batch
+from data.samples.single import Single
 from slidr.config import Fewshot, Linprobe, validate
-from slidr.downstream import count
-from slidr.minkunet import from_minkowski, to_minkowski
-from slidr.segmentation import ConfusionMatrix, lovasz_softmax, segmentation_loss
-from slidr.stages import fewshot, linprobe
-from slidr.student import Student, StudentSpec
-from slidr.training import cosine, sgd
+from slidr.networks.minkunet import from_minkowski, to_minkowski
+from slidr.networks.model_file import TaskRecord
+from slidr.networks.student import Student, StudentSpec
+from slidr.stages.fewshot import published
+from slidr.tasks.segmentation import (
+    ConfusionMatrix,
+    FineTuning,
+    LinearProbe,
+    Segmentation,
+    lovasz_softmax,
+    segmentation_loss,
+)
+from slidr.training import make_optimizer, rate_factor
 from tests.triton_kernels import test_golden
 
 FRAMES = {
@@ -29,11 +38,23 @@ def relative(a: torch.Tensor, b: np.ndarray) -> float:
     return float((a.detach().double() - b).norm() / b.norm())
 
 
-def read(shared, frame: str) -> Batch:
-    """One real frame as the loaders of the downstream stages give it."""
+def open_frame(shared, frame: str) -> tuple[Reader, Batch]:
+    """The reader of one real frame, and the frame as the loaders of the downstream stages give it."""
     dataset, folder, name = FRAMES[frame]
     reader = open_reader(dataset, shared("realdata", folder), "all")
-    return collate([reader.read(reader.ids.index(name), images=False)], reader.intensity_offset)
+    sample = Single(reader, Segmentation.needs)
+    item, _ = sample.draw(reader.ids.index(name), np.random.default_rng(0))
+    return reader, sample.collate([item])
+
+
+def learner_of(stage: str, student: Student, dataset: str, reader: Reader | None = None, **values: object):
+    """The stage's learner and its settings."""
+    record = TaskRecord(stage=stage, dataset=dataset, pct=1.0)
+    if stage == "fewshot":
+        settings = published(validate(Fewshot, {"dataset": dataset} | values))
+        return FineTuning(settings, Segmentation(student, reader), record), settings
+    settings = validate(Linprobe, {"dataset": dataset} | values)
+    return LinearProbe(settings, Segmentation(student, reader), record), settings
 
 
 def seeded_student(classes: int) -> Student:
@@ -82,13 +103,14 @@ def test_the_scores(shared, n):
     labels, prediction = (torch.from_numpy(z[f"n{n}_{k}"]) for k in ("labels", "preds"))
     confusion.update(prediction, labels)
     assert np.array_equal(confusion.counts.numpy(), z[f"n{n}_confusion"])
-    scores = confusion.scores()
-    assert np.isnan(scores["iou"][0])  # the ignored class has no score
-    seen = ~np.isnan(scores["iou"])
+    iou = confusion.iou().numpy() / 100
+    assert np.isnan(iou[0])  # the ignored class has no score
+    seen = ~np.isnan(iou)
     stored = np.concatenate(([np.nan], z[f"n{n}_IoU_ign0"].astype(float)[-(n - 1) :]))
-    assert seen.sum() > 10 and np.allclose(np.array(scores["iou"])[seen], stored[seen], atol=1e-5)
-    assert np.isclose(scores["miou"], stored[seen].mean(), atol=1e-6)
-    assert np.isclose(confusion.code_compatible_miou(), z[f"n{n}_mIoU_ign0"], atol=1e-6)  # 0 is predicted, too
+    assert seen.sum() > 10 and np.allclose(iou[seen], stored[seen], atol=1e-5)
+    assert np.isclose(confusion.mean_iou() / 100, stored[seen].mean(), atol=1e-6)
+    # 0 is predicted, too
+    assert np.isclose(confusion.mean_iou(absent=100.0) / 100, z[f"n{n}_mIoU_ign0"], atol=1e-6)
 
 
 def lovasz_point_by_point(probabilities: torch.Tensor, labels: torch.Tensor) -> float:
@@ -121,7 +143,7 @@ def test_lovasz_is_its_definition(points, classes):
 @pytest.mark.parametrize("frame", FRAMES)
 def test_voxels_and_labels(shared, frame):
     z = np.load(shared("golden", "step", f"E2_{frame}.npz"))
-    batch = read(shared, frame)
+    _, batch = open_frame(shared, frame)
     student = Student(
         StudentSpec(architecture="res16unet14c", width=0.25, grid="cylindrical", voxel_size=(0.1, 1, 0.1)), 2, 0.1
     )
@@ -146,11 +168,10 @@ def test_parameter_groups_and_learning_rates(shared, frame, dataset):
     """Our probe hands SGD only what is trained: a frozen tensor in a group gets no update there either."""
     student = seeded_student(17)
     names = {id(p): name for name, p in to_minkowski_names(student).items()}
-    for stage, settings_type, module in (("ft", Fewshot, fewshot), ("lp", Linprobe, linprobe)):
-        official = json.loads(shared("golden", "step", f"E3_groups_{stage}_{frame}.json").read_text())
-        settings = validate(settings_type, {"dataset": dataset, "lr": official["groups"][-1]["lr"]})
-        settings = fewshot.published(settings) if stage == "ft" else settings
-        optimizer = sgd(settings, module.parameter_groups(student, settings))
+    for stage, short in (("fewshot", "ft"), ("linprobe", "lp")):
+        official = json.loads(shared("golden", "step", f"E3_groups_{short}_{frame}.json").read_text())
+        learner, settings = learner_of(stage, student, dataset, lr=official["groups"][-1]["lr"])
+        optimizer = make_optimizer(settings, learner.parameter_groups())
         wanted = {
             name: {k: group[k] for k in ("lr", "weight_decay", "momentum", "dampening")}
             for group in official["groups"]
@@ -173,11 +194,12 @@ def to_minkowski_names(student: Student) -> dict[str, torch.nn.Parameter]:
     return {name: parameters[int(value.flatten()[0])] for name, value in tagged.items()}
 
 
-@pytest.mark.parametrize("settings", ["finetune_head2.0_trunk0.02_100epochs", "linear_probing_0.05_50epochs"])
-def test_the_learning_rates_of_every_epoch(shared, settings):
-    schedule = np.array(json.loads(shared("golden", "step", "E_lr_schedules.json").read_text())[settings])
-    epochs = len(schedule)
-    assert np.allclose([cosine(e, epochs) * schedule[0] for e in range(epochs)], schedule, rtol=1e-9, atol=1e-12)
+@pytest.mark.parametrize("name", ["finetune_head2.0_trunk0.02_100epochs", "linear_probing_0.05_50epochs"])
+def test_the_learning_rates_of_every_epoch(shared, name):
+    schedule = np.array(json.loads(shared("golden", "step", "E_lr_schedules.json").read_text())[name])
+    settings = validate(Linprobe, {"epochs": len(schedule)})
+    ours = [rate_factor(settings, 3 * epoch, steps=3) * schedule[0] for epoch in range(len(schedule))]
+    assert np.allclose(ours, schedule, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.slow
@@ -185,16 +207,18 @@ def test_the_learning_rates_of_every_epoch(shared, settings):
 def test_a_fine_tuning_step(shared, dtype):
     z = np.load(shared("golden", "step", "E3_ft_nuscenes0_f64.npz"))
     rows = torch.from_numpy(z["rows"])
-    batch, student, order = prepared(shared, "nuscenes0", dtype)
-    student.train()
-    settings = fewshot.published(validate(Fewshot, {"dataset": "nuscenes"}))
-    optimizer = sgd(settings, fewshot.parameter_groups(student, settings))
+    reader, batch, student, order = prepared(shared, "nuscenes0", dtype)
+    learner, settings = learner_of("fewshot", student, "nuscenes", reader)
+    optimizer = make_optimizer(settings, learner.train().parameter_groups())
     before = {name: p.detach().clone() for name, p in student.network.named_parameters()}
 
-    logits, voxels = student(batch)
-    labels = batch.labels[voxels.first]
-    loss = segmentation_loss(logits, labels)
+    outputs = []
+    hook = student.register_forward_hook(lambda _module, _inputs, output: outputs.append(output))
+    loss = learner(batch).loss
+    hook.remove()
     loss.backward()
+    logits, voxels = outputs[0]
+    labels = batch.labels[voxels.first]
     optimizer.step()
     exact = dtype == torch.float64
     assert int((labels > 0).sum()) == z["n_labelled"]
@@ -215,9 +239,8 @@ def test_a_fine_tuning_step(shared, dtype):
         assert relative(tensor.grad.reshape(z[f"gradfull/final.{key}"].shape), z[f"gradfull/final.{key}"]) < 2e-5
         assert relative(tensor.reshape(z[f"param1full/final.{key}"].shape), z[f"param1full/final.{key}"]) < 1e-4
     with torch.no_grad():
-        logits, voxels = student(batch)
-        assert abs(float(segmentation_loss(logits, batch.labels[voxels.first])) - z["loss_after"]) < 1e-4
-    assert_validated(student, batch, z)
+        assert abs(float(learner(batch).loss) - z["loss_after"]) < 1e-4
+    assert_validated(learner, batch, z)
 
 
 @pytest.mark.slow
@@ -231,17 +254,16 @@ def test_a_fine_tuning_step(shared, dtype):
 )
 def test_a_probing_step(shared, frame, golden, dtype):
     z = np.load(shared("golden", "step", f"E3_lp_{golden}.npz"))
-    batch, student, order = prepared(shared, frame, dtype)
-    student.eval()
+    reader, batch, student, order = prepared(shared, frame, dtype)
     frozen = {name: value.clone() for name, value in student.network.state_dict().items() if "final" not in name}
-    settings = validate(Linprobe, {"dataset": "nuscenes"})
-    optimizer = sgd(settings, linprobe.parameter_groups(student, settings))
+    learner, settings = learner_of("linprobe", student, FRAMES[frame][0], reader)
+    optimizer = make_optimizer(settings, learner.train().parameter_groups())
+    assert set(learner.state_dict()) == {"head.weight", "head.bias"}
     head = student.network.final
     before = {"final.weight": head.weight.detach().clone(), "final.bias": head.bias.detach().clone()}
 
-    features, labels, _ = linprobe.frozen_features(student, batch)
-    logits = linprobe.head_logits(student, features)
-    loss = segmentation_loss(logits, labels)
+    logits, labels = learner.logits(batch)
+    loss = learner(batch).loss
     loss.backward()
     optimizer.step()
     assert int((labels > 0).sum()) == z["n_labelled"]
@@ -251,37 +273,36 @@ def test_a_probing_step(shared, frame, golden, dtype):
     assert_close({name: p.grad for name, p in parameters.items()}, z, "grad", 2e-5, 2e-5)
     assert_close(parameters, z, "param1", 1e-5, 1e-5)
     assert_close({name: p - before[name] for name, p in parameters.items()}, z, "delta1", 1e-4, 2e-5)
-    assert (
-        abs(float(segmentation_loss(linprobe.head_logits(student, features), labels).detach()) - z["loss_after"]) < 1e-4
-    )
+    assert abs(float(learner(batch).loss.detach()) - z["loss_after"]) < 1e-4
     state = student.network.state_dict()
     assert all(torch.equal(state[name], value) for name, value in frozen.items())  # n_changed = 2: the last layer's
-    assert_validated(student, batch, z)
+    assert_validated(learner, batch, z)
 
 
-def prepared(shared, frame: str, dtype: torch.dtype) -> tuple[Batch, Student, torch.Tensor]:
+def prepared(shared, frame: str, dtype: torch.dtype) -> tuple[Reader, Batch, Student, torch.Tensor]:
     """The frame and the seeded student in `dtype`, and our voxel of each of the golden file's voxels."""
     z = np.load(shared("golden", "step", f"E2_{frame}.npz"))
-    batch = read(shared, frame)
+    reader, batch = open_frame(shared, frame)
     student = seeded_student(len(z["hist_point"]))
     _, voxels = student.voxels(batch)
     batch.features = batch.features.to(dtype)
     order = torch.empty(len(z["coords"]), dtype=torch.int64)
     order[torch.from_numpy(z["inverse"]).long()] = voxels.inverse.long()
-    return batch, student.to(dtype), order
+    return reader, batch, student.to(dtype), order
 
 
-def assert_validated(student: Student, batch: Batch, z) -> None:
+def assert_validated(learner: FineTuning | LinearProbe, batch: Batch, z) -> None:
     """Validation after the step: the same prediction at all points but those between two classes."""
-    student.eval()
     with torch.no_grad():
-        logits, voxels = student(batch)
-        assert abs(float(segmentation_loss(logits, batch.labels[voxels.first])) - z["val_loss"]) < 1e-3
-    confusion = count(student, [batch], len(z["c_matrix"]), torch.device("cpu"))[0]
+        logits, labels = learner.eval().logits(batch)
+        assert abs(float(segmentation_loss(logits, labels)) - z["val_loss"]) < 1e-3
+    scores = learner.task.evaluate([batch])
+    confusion = ConfusionMatrix(len(z["c_matrix"]))
+    confusion.counts = torch.tensor(scores.details["confusion"])
     moved = np.abs(confusion.counts.numpy() - z["c_matrix"]).sum() / 2
     assert moved <= (0 if logits.dtype == torch.float64 else 1e-4 * z["c_matrix"].sum())
-    assert abs(confusion.code_compatible_miou() - z["mIoU"]) < 1e-3
-    iou = np.nan_to_num(confusion.scores()["iou"][1:], nan=1.0)
+    assert abs(confusion.mean_iou(absent=100.0) / 100 - z["mIoU"]) < 1e-3
+    iou = np.nan_to_num(np.array(list(scores.figures.values())[:-1]) / 100, nan=1.0)
     assert np.abs(iou - z["IoU"]).max() < 1e-3
     counts = (
         confusion.counts[1:].double().numpy()

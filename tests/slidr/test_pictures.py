@@ -6,9 +6,10 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from PIL import Image
 
-from data.disk import InputError
+from data.files import InputError
 from data.frame import CameraView, Frame, Pairs
 from slidr import pictures
+from slidr.tasks.scores import Scores
 
 CLASSES = ("ignored", "car", "road", "tree")
 COLOURS = np.array([[0, 0, 0], [255, 0, 0], [0, 0, 255], [0, 255, 0]], np.uint8)
@@ -104,8 +105,12 @@ def test_the_most_similar_points_are_drawn_last(drawn, frame):
 
 
 def test_curves(drawn):
-    rows = [{"step": 1, "loss": 4.0}, {"step": 10, "loss": 2.0}, {"step": 10, "val_loss": 3.0, "val_miou": 0.25}]
-    loss, miou = drawn(pictures.curves, rows)
+    rows = [
+        {"step": 1, "loss": 4.0},
+        {"step": 10, "loss": 2.0},
+        {"step": 10, "val_loss": 3.0, "val_mIoU": 25.0, "val_iou/car": 9.0},
+    ]
+    loss, miou = drawn(lambda rows, path: pictures.curves(rows, path, "%"), rows)
     training, validation = loss.lines
     np.testing.assert_array_equal(training.get_xydata(), [[1, 4], [10, 2]])
     np.testing.assert_array_equal(validation.get_xydata(), [[10, 3]])
@@ -167,9 +172,16 @@ def test_camera_classes(drawn):
     assert_legend(axes[0], ["car", "road"], [(1, 0, 0), (0, 0, 1)])
 
 
+def scores(value: float, spread: float | None = None, primary: str = "mIoU", **others: float) -> Scores:
+    figures = others | {primary: value}
+    return Scores(figures, primary, "IoU", spread={} if spread is None else {primary: spread})
+
+
 def test_sweep(drawn):
-    nan = float("nan")
-    lines = {"random": {1: (0.1, 0.02), 10: (0.3, nan)}, "published: SLidR": {1: (0.39, nan), 100: (0.746, nan)}}
+    lines = {
+        "random": {1: scores(10, 2), 10: scores(30)},
+        "published: SLidR": {1: scores(39), 100: scores(74.6)},
+    }
     (axis,) = drawn(pictures.sweep, lines)
     ours, published = axis.containers
     np.testing.assert_allclose(ours.lines[0].get_xydata(), [[1, 10], [10, 30]])
@@ -178,18 +190,26 @@ def test_sweep(drawn):
     np.testing.assert_allclose(bars.get_segments()[0], [[1, 8], [1, 12]])
     assert (ours.lines[0].get_linestyle(), published.lines[0].get_linestyle()) == ("-", "--")
     assert axis.get_xscale() == "log" and [t.get_text() for t in axis.get_xticklabels()] == ["1", "10", "100"]
+    assert axis.get_ylabel() == "mIoU (%)"
+
+
+def test_a_figure_of_which_less_is_better_says_so(drawn):
+    lines = {"ours": {1.0: Scores({"RMSE": 2.0}, "RMSE", "RMSE", "m", "min")}}
+    (axis,) = drawn(pictures.sweep, lines)
+    assert axis.get_ylabel() == "RMSE (m, less is better)"
 
 
 def test_bar_chart(drawn):
     columns = {
-        "pretrained": {"iou": np.array([np.nan, 0.5, np.nan, 0.25]), "miou": 0.375},
-        "random": {"iou": np.array([np.nan, 0.1, 0.2, 0.3]), "miou": 0.2},
+        "pretrained": scores(37.5, car=50.0, road=np.nan, tree=25.0),
+        "random": scores(20, car=10.0, road=20.0, tree=30.0),
     }
-    (axis,) = drawn(pictures.bar_chart, columns, CLASSES)
+    (axis,) = drawn(pictures.bar_chart, columns)
     heights = [[bar.get_height() for bar in bars] for bars in axis.containers]
     np.testing.assert_allclose(heights, [[50, np.nan, 25, 37.5], [10, 20, 30, 20]])
     assert [text.get_text() for text in axis.get_xticklabels()] == ["car", "road", "tree", "mIoU"]
     assert [text.get_text() for text in axis.get_legend().get_texts()] == ["pretrained", "random"]
+    assert axis.get_ylabel() == "IoU (%)"
     edges = sorted((bar.get_x(), bar.get_x() + bar.get_width()) for bars in axis.containers for bar in bars)
     assert all(right <= left + 1e-9 for (_, right), (left, _) in zip(edges, edges[1:], strict=False))  # none hides one
     for bars in axis.containers:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import run
-from data.synthetic import SyntheticWorld, write_kitti, write_nuscenes
+from data.datasets.synthetic import SyntheticWorld, write_kitti, write_nuscenes
 
 TINY = SyntheticWorld(train_scenes=2, val_scenes=1, frames_per_scene=1, image_scale=0.1, azimuths=96)
 SMALL = ["--width=0.25", "--crop=[40, 64]", "--segments=20", "--min_pairs=10", "--batch=2", "--epochs=1", "--workers=0"]

@@ -28,7 +28,7 @@ def nothing_half_written() -> None:
 
 
 def test_a_missing_data_set_says_how_to_get_it_and_what_runs_without(command):
-    sentence = command.refused("fewshot", "--dataset", "kitti", "--pct", "1")
+    sentence = command.refused("fewshot", "--dataset", "kitti", "--pct", "1", "--weights", "random")
     assert "datasets/semantic_kitti" in sentence
     assert "semantic-kitti.org" in sentence and "--dataset synthetic" in sentence
     assert not Path("output").exists()
@@ -134,16 +134,16 @@ def test_weights_of_another_grid_or_input_feature(command):
             *words, "--width=0.5"
         )
     content = torch.load(path, weights_only=True)
-    content["spec"]["input_feature"] = "intensity and height"
+    content["input"]["columns"] = ["x", "y", "z", "intensity", "height"]
     torch.save(content, "other.pt")
     sentence = command.refused("linprobe", "--root=world", "--weights=other.pt", "--workers=0")
-    assert "input_feature intensity and height" in sentence and "this run has intensity" in sentence
+    assert "takes x, y, z, intensity, height of a point" in sentence and "x, y, z, intensity" in sentence
     assert not Path("output/linprobe").exists()
 
 
-@pytest.mark.parametrize(("pct", "named"), [(0, "0"), (101, "101"), (-1, "-1"), (".nan", "nan"), ("many", "'many'")])
-def test_a_share_that_is_none(command, pct, named):
-    assert f"`pct` cannot be {named}: " in command.refused("fewshot", f"--pct={pct}")
+@pytest.mark.parametrize("pct", [0, 101, -1, "nan", "many"])
+def test_a_share_that_is_none(command, pct):
+    assert f"`pct` cannot be '{pct}': " in command.refused("fewshot", f"--pct={pct}")
     assert "`sweep` cannot be" in command.refused("fewshot", f"--sweep=1,{pct}")
     assert not Path("output").exists()
 
@@ -175,8 +175,13 @@ def test_weights_that_are_no_checkpoint(command):
     assert "nowhere.pt" in command.refused("linprobe", "--root=world", "--weights=nowhere.pt")
 
 
-def test_probing_without_a_pretraining(command):
-    assert "run.py pretrain" in command.refused("linprobe", "--root=world")
+@pytest.mark.parametrize("stage", ["linprobe", "fewshot"])
+def test_probing_without_a_pretraining(command, stage):
+    """It is said before the built-in world is written."""
+    assert "run.py pretrain" in command.refused(stage)
+    assert not Path("datasets").exists()
+    assert "run.py pretrain" in command.refused(stage, "--seeds=2", "--name=s")
+    assert "run.py pretrain" in command.refused("fewshot", "--sweep=1,10")
 
 
 def test_a_network_of_another_data_sets_classes(command):

@@ -1,12 +1,14 @@
 """The commands of the README on a tiny world: what they print, and what they leave."""
 
 import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import torch
 import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.stages.conftest import SMALL
 
@@ -76,7 +78,7 @@ def test_pretrain_probe_finetune_evaluate_show(command):
 def test_a_written_config_gives_the_same_run_again(command):
     assert command("pretrain", "--root=world", "--name=a", *SMALL)[0] == 0
     assert command("pretrain", "output/pretrain/a/config.yaml", "--name=b")[0] == 0
-    a, b = (torch.load(f"output/pretrain/{n}/model.pt", weights_only=True)["weights"] for n in "ab")
+    a, b = (torch.load(f"output/pretrain/{n}/model.pt", weights_only=True)["backbone"] for n in "ab")
     assert all(torch.equal(a[key], b[key]) for key in a)
 
 
@@ -111,14 +113,19 @@ def test_our_own_slic_makes_maps_of_its_own(command):
     assert len(list(Path("superpixels/synthetic/superpixels_slic_torch_20_6_1").iterdir())) == 18
 
 
-def test_ppkt_is_a_configuration(command):
-    """No superpixel map is made; each step samples pairs; a strided teacher."""
-    words = ["--superpixels=none", "--dilated=false", "--sampled_pairs=50", "--name=ppkt"]
-    code, out, err = command("pretrain", "--root=world", *SMALL, *words)
+def test_ppkt_is_a_method_of_its_own(command):
+    """No superpixel map is made, none is spoken of; each step samples pairs."""
+    words = [word for word in SMALL if not word.startswith("--segments")]
+    words = ["--method=ppkt", "--root=world", *words, "--sampled_pairs=50", "--name=ppkt"]
+    code, out, err = command("pretrain", *words)
     assert code == 0, err
-    assert "none, 50 pairs a step" in out and not Path("superpixels").exists()
+    assert "50 a step, drawn at random" in out and "superpixel" not in out and not Path("superpixels").exists()
     rows = [json.loads(line) for line in Path("output/pretrain/ppkt/metrics.jsonl").read_text().splitlines()]
-    assert rows[0]["pairs"] == rows[0]["superpixels"] == 50
+    assert rows[0]["pairs"] == 50 and "superpixels" not in rows[0]
+    assert "belongs to the method slidr" in command.refused("pretrain", *words, "--segments=20")
+    code, _, err = command("show", "--root=world")  # any method's network
+    assert code == 0, err
+    assert Path("output/show/synthetic/similarity.png").exists()
 
 
 def test_the_momentum_inside_blocks_reaches_those_norms_alone(command):
@@ -128,7 +135,7 @@ def test_the_momentum_inside_blocks_reaches_those_norms_alone(command):
         words = [f"--bn_momentum_blocks={momentum}", f"--name=momentum-{momentum}"]
         code, _, err = command("pretrain", "--root=world", *SMALL, *words)
         assert code == 0, err
-        found.append(torch.load(f"output/pretrain/momentum-{momentum}/model.pt", weights_only=True)["weights"])
+        found.append(torch.load(f"output/pretrain/momentum-{momentum}/model.pt", weights_only=True)["backbone"])
     low, high = found
     assert torch.equal(low["bn0.bn.running_mean"], high["bn0.bn.running_mean"])
     name = "block1.0.norm1.bn.running_mean"
@@ -144,15 +151,40 @@ def test_pretraining_on_the_kitti_layout(command):
     assert Path("output/pretrain/k/similarity.png").exists()
 
 
-def test_remembered_features_change_no_result(command):
-    scores = []
-    for remember in ("true", "false"):
-        name = f"probe-{remember}"
-        words = ["--weights=random", "--root=world", "--width=0.25", "--architecture=res16unet14c", "--epochs=3"]
-        code, _, err = command("linprobe", *words, "--workers=0", f"--remember={remember}", f"--name={name}")
+def test_cached_features_change_no_result(command):
+    words = ["linprobe", "--weights=random", "--root=world", "--width=0.25", "--architecture=res16unet14c"]
+    heads = []
+    for cached in ("true", "false"):
+        name = f"probe-{cached}"
+        code, _, err = command(*words, "--epochs=3", "--workers=0", f"--cache_features={cached}", f"--name={name}")
         assert code == 0, err
-        scores.append(torch.load(f"output/linprobe/{name}/model.pt", weights_only=True)["weights"]["final.weight"])
-    assert torch.allclose(scores[0], scores[1], rtol=1e-5, atol=1e-7)
+        heads.append(torch.load(f"output/linprobe/{name}/model.pt", weights_only=True)["class_head"][0]["weight"])
+    assert torch.allclose(heads[0], heads[1], rtol=1e-5, atol=1e-7)
+    assert "`cache_features` cannot be true while" in command.refused(*words, "--cache_features", "--augment")
+
+
+def test_hints_lead_to_the_same_data_and_weights(command):
+    code, out, err = command("pretrain", "--root=world", "--name=my run", *SMALL)
+    assert code == 0, err
+    hint = out.split("next: python run.py ")[1].splitlines()[0]
+    assert shlex.split(hint) == ["linprobe", "--root", "world", "--weights", "output/pretrain/my run/model.pt"]
+    code, out, err = command(*shlex.split(hint), "--epochs=1", "--workers=0", "--pictures=1", "--name=p")
+    assert code == 0, err
+    out = command("superpixels", "--root=world", "--segments=20", "--workers=0")[1]
+    assert "next: python run.py pretrain --root world\n" in out
+    words = ["synth", "--root=a world", "--layout=kitti", "--train_scenes=1", "--val_scenes=1", "--frames_per_scene=1"]
+    out = command(*words, "--image_scale=0.1", "--azimuths=64", "--workers=0")[1]
+    assert out.endswith("next: python run.py pretrain --dataset kitti --root 'a world/kitti'\n")
+
+
+def test_tensorboard_has_figures_by_class_and_pictures(command):
+    words = ["linprobe", "--weights=random", "--root=world", "--width=0.25", "--architecture=res16unet14c"]
+    assert command(*words, "--epochs=2", "--workers=0", "--pictures=1", "--name=run")[0] == 0
+    board = EventAccumulator("output/linprobe/run", size_guidance={"scalars": 0, "images": 0})
+    board.Reload()
+    tags = board.Tags()
+    assert "validation/mIoU" in tags["scalars"] and "validation_iou/vegetation" in tags["scalars"]
+    assert {"curves", "classes", "birds_eye_0"} <= set(tags["images"])
 
 
 def test_env_names_versions_and_teachers(command):

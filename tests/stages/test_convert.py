@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from slidr.minkunet import UNREAD, MinkUNet, to_minkowski
+from slidr.networks.minkunet import UNREAD, MinkUNet, to_minkowski
 
 SMALL = ["--architecture=res16unet14c", "--width=0.25", "--voxel_size=[0.2, 1, 0.2]"]
 
@@ -49,6 +49,11 @@ def test_every_published_layout_there_and_back_is_exact(command, layout):
     assert f"{len(kept)} tensors of the lidar network, {others} of other networks and counters left out" in out
     ours = torch.load("ours.pt", weights_only=True)
     assert ours["spec"]["width"] == 0.25 and ours["spec"]["voxel_size"] == [0.2, 1, 0.2]
+    assert ours["format"] == 2 and not ours["class_head"] and "final.weight" not in ours["backbone"]
+    (head,) = ours["point_head"]
+    assert torch.equal(head["weight"].T, weights["final.kernel"]) and torch.equal(
+        head["bias"], weights["final.bias"][0]
+    )
     assert command("convert", "--source=ours.pt", "--target=back.pt", "--to=minkowski")[0] == 0
     back = torch.load("back.pt", weights_only=True)["model_points"]
     assert back.keys() == kept.keys() and all(torch.equal(back[key], value) for key, value in kept.items())
@@ -105,3 +110,20 @@ def test_files_that_are_no_checkpoint(command):
     torch.save(published(), "theirs.pt")
     assert "no model.pt" in command.refused("convert", "--source=theirs.pt", "--target=x.pt", "--to=minkowski")
     assert not Path("x.pt").exists()
+
+
+def test_what_the_published_layout_has_no_place_for(command):
+    """Classes have: they are its last layer. A head of several layers, or none, has not."""
+    torch.save(published(), "theirs.pt")
+    assert command("convert", "--source=theirs.pt", "--target=ours.pt", *SMALL)[0] == 0
+    content = torch.load("ours.pt", weights_only=True)
+    (head,) = content["point_head"]
+    torch.save(content | {"class_head": [{"weight": head["weight"][:3], "bias": head["bias"][:3]}]}, "classes.pt")
+    assert command("convert", "--source=classes.pt", "--target=back.pt", "--to=minkowski")[0] == 0
+    back = torch.load("back.pt", weights_only=True)["model_points"]
+    assert torch.equal(back["final.kernel"], head["weight"][:3].T)
+    further = {"weight": torch.zeros(5, 64), "bias": torch.zeros(5)}
+    for layers in ([], [head, further]):
+        torch.save(content | {"point_head": layers}, "other.pt")
+        sentence = command.refused("convert", "--source=other.pt", "--target=x.pt", "--to=minkowski")
+        assert f"a head of {len(layers)} layers" in sentence and not Path("x.pt").exists()

@@ -12,29 +12,36 @@ import torch
 import yaml
 
 STUDENT = ["--architecture=res16unet14c", "--width=0.25"]
+PRETRAIN = ["pretrain", "--root=world", *STUDENT, "--crop=40,64", "--segments=20", "--epochs=1", "--min_pairs=10"]
+PRETRAIN += ["--batch=2", "--workers=0"]
 KITTI = ["--dataset=kitti", "--root=world/kitti", "--workers=0", "--weights=random", *STUDENT]
 FEWSHOT = ["fewshot", *KITTI, "--epochs=1", "--batch=2", "--pictures=0"]
 RUNS = Path("output/fewshot")
 
 
 def miou(folder: Path) -> float:
-    return json.loads((folder / "scores.json").read_text())["miou"]
+    """In per cent."""
+    return json.loads((folder / "scores.json").read_text())["figures"]["mIoU"]
 
 
 def test_published_rows_stand_beside_ours_unless_told_not_to(command):
     code, out, err = command(*FEWSHOT, "--pct=1", "--compare", "--name=with", "--pictures=1")
     assert code == 0, err
-    assert "| class | ours: random | SLidR | PPKT† | PointContrast† | DepthContrast† | random |" in out
+    assert "| IoU (%) | ours: random | SLidR | PPKT† | PointContrast† | DepthContrast† | random |" in out
     row = next(line for line in out.splitlines() if line.startswith("| **mIoU**"))
-    assert row == f"| **mIoU** | {100 * miou(RUNS / 'with'):.1f} | 44.6 | 43.9 | 41.1 | 41.5 | 39.5 |"
+    assert row == f"| **mIoU** | {miou(RUNS / 'with'):.1f} | 44.6 | 43.9 | 41.1 | 41.5 | 39.5 |"
     for name in ("scores.csv", "classes.png", "birds_eye_0.png", "camera_0.png", "report.md"):
         assert (RUNS / "with" / name).stat().st_size > 0
-    table = {line["class"]: line for line in csv.DictReader((RUNS / "with/scores.csv").open())}
+    for text in (out, (RUNS / "with/report.md").read_text()):  # what sets ours apart
+        assert "ours res16unet14c of width 0.25," in text and "ours scored on 1 frames, theirs on 4,071" in text
+        assert "ours with no record of a pretraining, theirs on nuscenes" in text
+        assert "| mIoU as the published code counts | " in text and "gives a class that occurs nowhere an IoU" in text
+    table = {line["figure"]: line for line in csv.DictReader((RUNS / "with/scores.csv").open())}
     assert table["person"]["SLidR"] == "36.000" and len(table) == 21
     for words in (["--compare=false"], ["--pct=2"], ["--val_split=train"]):  # the latter two have no published row
         code, out, err = command(*FEWSHOT, *words, f"--name=x{words[0]}")
         assert code == 0, err
-        assert "SLidR" not in out and "| class | random |" in out
+        assert "SLidR" not in out and "| IoU (%) | random |" in out and "published code" not in out
     code, out, err = command("evaluate", "--weights", RUNS / "with/model.pt", *KITTI[:3], "--name=e", "--pictures=0")
     assert code == 0, err
     assert row in out  # model.pt knows what it was trained for
@@ -54,11 +61,11 @@ def test_several_seeds(command):
     code, out, err = command(*words)
     assert code == 0, err
     folder = Path("output/linprobe")
-    scores = [100 * miou(folder / f"s-seed{seed}") for seed in (4, 5, 6)]
+    scores = [miou(folder / f"s-seed{seed}") for seed in (4, 5, 6)]
     assert len(set(scores)) > 1
     summary = f"mIoU {statistics.mean(scores):.1f} ± {statistics.stdev(scores):.1f} %"
     assert summary in out and f"{scores[1]:.1f} (seed 5)" in (folder / "s/report.md").read_text()
-    table = {line["class"]: line for line in csv.DictReader((folder / "s/scores.csv").open())}
+    table = {line["figure"]: line for line in csv.DictReader((folder / "s/scores.csv").open())}
     assert float(table["mIoU"]["mean of 3 seeds"]) == pytest.approx(statistics.mean(scores), abs=1e-3)
     assert float(table["mIoU"]["mean of 3 seeds (std)"]) == pytest.approx(statistics.stdev(scores), abs=1e-3)
 
@@ -66,19 +73,61 @@ def test_several_seeds(command):
     code, again, _ = command(*words)
     assert code == 0 and again.count("is finished and used as it is") == 3 and summary in again
     assert written == [(folder / f"s-seed{seed}/model.pt").stat().st_mtime_ns for seed in (4, 5, 6)]
+    assert miou(folder / "s") == pytest.approx(statistics.mean(scores))
     assert "s-seed4 holds a run with `lr` 0.05, this one has 0.1" in command.refused(*words, "--lr=0.1")
 
 
+def test_a_run_that_goes_on_keeps_its_weights(command):
+    """Although another network was pretrained since, and with the same bits as without the cut."""
+    words = ["linprobe", "--root=world", "--epochs=2", "--workers=0", "--pictures=0"]
+    assert command(*PRETRAIN, "--name=first")[0] == 0
+    for name in ("whole", "cut"):
+        code, _, err = command(*words, f"--name={name}", "--checkpoint_minutes=0", "--keep_checkpoints=9")
+        assert code == 0, err
+    run = Path("output/linprobe/cut")
+    for path in (run / "report.md", run / "model.pt", *run.glob("checkpoints/step-000000002-*")):  # as if cut off
+        path.unlink()
+    assert command(*PRETRAIN, "--name=second", "--seed=1")[0] == 0
+    code, out, err = command(*words, "--name=cut", "--resume")
+    assert code == 0, err
+    assert "output/pretrain/first/model.pt (as the run began)" in out and "goes on after step 1 of 2" in out
+    a, b = (torch.load(f"output/linprobe/{n}/model.pt", weights_only=True) for n in ("whole", "cut"))
+    assert torch.equal(a["class_head"][0]["weight"], b["class_head"][0]["weight"])
+    assert a["pretraining"] == b["pretraining"] == {"method": "slidr", "dataset": "synthetic"}
+    code, out, _ = command(*words, "--name=new")
+    assert code == 0 and "output/pretrain/second/model.pt (the newest pretraining)" in out
+    content = torch.load("output/pretrain/first/model.pt", weights_only=True)
+    content["backbone"]["bn0.bn.weight"] += 1  # other weights under the same name are not what the run began with
+    torch.save(content, "output/pretrain/first/model.pt")
+    (run / "report.md").unlink()
+    assert "was begun with weights " in command.refused(*words, "--name=cut", "--resume")
+
+
+def test_the_best_checkpoint_is_a_network_like_any_other(command):
+    """It scores what it scored when it was the best, under the name of its run; a folder may have spaces."""
+    words = [*FEWSHOT, "--pct=100", "--epochs=3", "--validate_every=1", "--output=my runs", "--name=a"]
+    assert command(*words)[0] == 0
+    rows = [json.loads(line) for line in Path("my runs/fewshot/a/metrics.jsonl").read_text().splitlines()]
+    best = max(row["val_mIoU"] for row in rows if "val_mIoU" in row)
+    last = [row for row in rows if "val_mIoU" in row][-1]
+    assert any(name.startswith("val_iou/") for name in last) and last["val_mIoU"] == miou(Path("my runs/fewshot/a"))
+    words = ["evaluate", *KITTI[:3], "--pictures=0", "--compare=false"]
+    for file, name in (("best.pt", "a/best"), ("model.pt", "a")):
+        code, out, err = command(*words, f"--weights=my runs/fewshot/a/{file}", f"--name={file}")
+        assert code == 0, err
+        assert f"| IoU (%) | {name} |" in out
+    assert miou(Path("output/evaluate/best.pt")) == pytest.approx(best, rel=1e-9)
+
+
 def test_a_sweep_goes_on_where_it_was_cut_off(command):
-    pretrained = ["pretrain", "--root=world", "--name=p", *STUDENT, "--crop=[40, 64]", "--segments=20", "--epochs=1"]
-    assert command(*pretrained, "--min_pairs=10", "--batch=2", "--workers=0")[0] == 0
+    assert command(*PRETRAIN, "--name=p")[0] == 0
     words = [w for w in FEWSHOT if w not in ("--weights=random", *STUDENT)] + ["--sweep=50,100"]
     code, out, err = command(*words)
     assert code == 0, err
     points = [f"kitti-sweep-{start}-{pct}pct-seed0" for pct in (50, 100) for start in ("pretrained", "random")]
     assert sorted(p.name for p in RUNS.iterdir()) == sorted(["kitti-sweep", *points])
     table = list(csv.reader((RUNS / "kitti-sweep/sweep.csv").open()))
-    ours = {p: f"{100 * miou(RUNS / p):.3f}" for p in points}
+    ours = {p: f"{miou(RUNS / p):.3f}" for p in points}
     assert table[0] == ["network", "labels (%)", "mIoU", "std"]
     assert table[1:] == [
         [s, pct, ours[f"kitti-sweep-{s}-{pct}pct-seed0"], ""] for s in ("pretrained", "random") for pct in ("50", "100")
@@ -94,6 +143,7 @@ def test_a_sweep_goes_on_where_it_was_cut_off(command):
     times = [(RUNS / name / "report.md").stat().st_mtime_ns for name in points]
     for name in points[2:]:
         (RUNS / name / "report.md").unlink()  # as if cut off
+    assert command(*PRETRAIN, "--name=later")[0] == 0  # the sweep goes on with the weights that it began with
     code, again, err = command(*words)
     assert code == 0, err
     assert again.count("is finished and used as it is") == 2 and again.count("goes on after step") == 2
@@ -111,7 +161,7 @@ def test_a_subset_is_written_and_loaded_again(command):
         assert code == 0, err
     a, b = ((RUNS / name / "subset.txt").read_text().splitlines() for name in "ab")
     assert "50 % of the frames, drawn by seed 1" in a[0] and "a/subset.txt" in b[0] and len(a) == 2 and a[1:] == b[1:]
-    a, b = (torch.load(RUNS / name / "model.pt", weights_only=True)["weights"] for name in "ab")
+    a, b = (torch.load(RUNS / name / "model.pt", weights_only=True)["backbone"] for name in "ab")
     assert all(torch.equal(a[key], b[key]) for key in a)
     words = ["evaluate", *KITTI[:3], "--weights", RUNS / "a/model.pt", "--split=train", "--pictures=0"]
     code, out, err = command(*words, "--subset", RUNS / "a/subset.txt", "--name=seen")
@@ -150,7 +200,7 @@ def test_a_submission_is_what_was_scored(command):
     words = ["evaluate", "--root=world", "--workers=0", "--name=val", "--submission=out", "--pictures=0"]
     assert command(*words, "--weights=output/linprobe/run/model.pt")[0] == 0
     scores = json.loads(Path("output/evaluate/val/scores.json").read_text())
-    assert scores["miou"] == pytest.approx(miou(Path("output/linprobe/run")), rel=1e-9)
+    assert scores["figures"]["mIoU"] == pytest.approx(miou(Path("output/linprobe/run")), rel=1e-9)
     (tables,) = Path("world/nuscenes").glob("v1.0-*")
     truth = {r["sample_data_token"]: r["filename"] for r in json.loads((tables / "lidarseg.json").read_text())}
     coarse = {9: 1, 14: 2, 15: 3, 16: 3, 17: 4, 18: 5, 21: 6, 2: 7, 3: 7, 4: 7, 6: 7, 12: 8, 22: 9, 23: 10, 24: 11}
@@ -161,4 +211,4 @@ def test_a_submission_is_what_was_scored(command):
         raw = np.fromfile(Path("world/nuscenes") / truth[file.name.removesuffix("_lidarseg.bin")], np.uint8)
         labels = np.array([coarse.get(r, 0) for r in raw.tolist()])
         np.add.at(counts, (labels, np.fromfile(file, np.uint8)), 1)
-    assert files and counts.sum() and np.array_equal(counts, scores["confusion"])
+    assert files and counts.sum() and np.array_equal(counts, scores["details"]["confusion"])

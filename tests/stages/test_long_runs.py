@@ -67,7 +67,9 @@ def losses(name: str) -> list[float]:
 
 
 def weights(name: str) -> dict[str, torch.Tensor]:
-    return torch.load(f"output/pretrain/{name}/model.pt", weights_only=True)["weights"]
+    content = torch.load(f"output/pretrain/{name}/model.pt", weights_only=True)
+    heads = {f"{part}.{key}": value for part in ("point_head", "image_head") for key, value in content[part][0].items()}
+    return content["backbone"] | heads
 
 
 def assert_same(one: str, other: str) -> None:
@@ -128,7 +130,9 @@ def test_two_processes_train_as_one(command):
         scores = json.loads(Path(f"output/{stage}/two/scores.json").read_text())
         finished(*common, "--name=one")
         alone = json.loads(Path(f"output/{stage}/one/scores.json").read_text())
-        assert [sum(row) for row in scores["confusion"]] == [sum(row) for row in alone["confusion"]]  # each point once
+        assert [sum(row) for row in scores["details"]["confusion"]] == [
+            sum(row) for row in alone["details"]["confusion"]
+        ]  # each point once
 
 
 def test_a_killed_process_ends_the_run_and_a_restart_goes_on(command):
@@ -180,7 +184,7 @@ def test_a_disk_that_takes_no_checkpoint(command):
 
 def test_a_loss_that_is_no_number_is_kept_and_looked_at_again(command):
     code, said = end(begin(*PRETRAIN, "--name=nan", "--lr=1e36", "--max_bad_steps=1"))
-    assert code == 2 and re.search(r"the loss of step \d+ is (nan|inf) \(frames .*the 2. such step", said)
+    assert code == 2 and re.search(r"the loss of step \d+ is (nan|inf), .*\(frames .*bad step number 2", said)
     first, second = sorted(Path("output/pretrain/nan").glob("nonfinite-*.pt"))
     said = finished("pretrain", "--root=world", f"--replay={second}")
     step = int(second.stem[-9:])

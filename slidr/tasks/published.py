@@ -1,0 +1,100 @@
+"""Published figures from published.yaml, and in one sentence what sets ours apart from them."""
+
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+
+import yaml
+
+from slidr.networks.model_file import Model
+from slidr.networks.student import StudentSpec
+from slidr.tasks.scores import NAN, Scores
+
+FILE = Path(__file__).with_name("published.yaml")
+
+
+@dataclass(frozen=True)
+class Published:
+    """Figures of others, by method and per cent of the labels, and how ours differ."""
+
+    curves: dict[str, dict[float, Scores]]
+    sentence: str
+
+    @property
+    def columns(self) -> dict[str, Scores]:
+        """Method -> scores, where all are of one share of the labels."""
+        return {method: next(iter(curve.values())) for method, curve in self.curves.items()}
+
+
+def beside(ours: Scores, model: Model, stage: str, dataset: str, split: str, frames: int) -> Published | None:
+    """What was published of the task that a network was trained for; None if nothing was.
+
+    Args:
+        ours: figures of the same kind.
+        model: the network, with the record of what it was trained for.
+        stage: "sweep" for all shares of the labels, else the one that the network was trained in.
+        dataset: name of the data set that ours are scored on.
+        split: of it.
+        frames: how many were scored.
+    """
+    if model.task is None or model.task.dataset != dataset:
+        return None
+    curves, sentences, pct = {}, [], model.task.pct
+    for source in _sources():
+        there = [
+            t for t in source["tables"] if t["dataset"] == dataset and ours.primary in t and source["split"] == split
+        ]
+        tables = [t for t in there if t["stage"] == stage and (stage == "sweep" or t["pct"] == pct)]
+        if not tables and stage == "fewshot":
+            tables = [t for t in there if t["stage"] == "sweep" and t["pct"] == pct]
+        for table in tables:
+            for method, scores in _scores(table, ours).items():
+                curves.setdefault(method, {})[table["pct"]] = scores
+        if tables:
+            share = "" if stage == "sweep" else f", {pct:g} % of {dataset}'s labels"
+            sentences.append(f"Published: {source['cite']}{share}. {_differences(source, model, dataset, frames)}")
+            sentences += [source["note"]] if stage != "sweep" else []
+    return Published(curves, " ".join(sentences)) if curves else None
+
+
+@cache
+def _sources() -> list[dict]:
+    return yaml.safe_load(FILE.read_text(encoding="utf-8"))
+
+
+def _scores(table: dict, ours: Scores) -> dict[str, Scores]:
+    """By method; figures of single classes are nan where they were not published."""
+    names = [name for name in ours.figures if name != ours.primary]
+    return {
+        method: replace(
+            ours,
+            figures=dict(zip(names, table.get("classes", {}).get(method, [NAN] * len(names)), strict=True))
+            | {ours.primary: mean},
+            comparable={},
+            spread={},
+            details={},
+        )
+        for method, mean in table[ours.primary].items()
+    }
+
+
+def _differences(source: dict, model: Model, dataset: str, frames: int) -> str:
+    """Network, frames scored and pretraining, where they are not the same."""
+    spec, theirs = model.spec, StudentSpec(**source["network"])
+    pretrained, ours = model.pretraining, "with no record of a pretraining"
+    if pretrained:
+        ours = f"pretrained with {pretrained.method} on {pretrained.dataset}"
+    pairs = [
+        (_describe(spec), _describe(theirs), spec == theirs),
+        (f"scored on {frames:,} frames", f"on {source['frames'][dataset]:,}", frames == source["frames"][dataset]),
+        (ours, f"on {source['pretrained_on']}", pretrained and pretrained.dataset == source["pretrained_on"]),
+    ]
+    differ = [f"ours {mine}, theirs {other}" for mine, other, same in pairs if not same]
+    same = [mine for mine, _, same in pairs if same]
+    text = f"What differs: {'; '.join(differ)}." if differ else "Nothing known differs."
+    return text + (f" The same: {', '.join(same)}." if same else "")
+
+
+def _describe(spec: StudentSpec) -> str:
+    edges = " x ".join(f"{edge:g}" for edge in spec.voxel_size)
+    return f"{spec.architecture} of width {spec.width:g}, {spec.grid} voxels {edges}"

@@ -1,0 +1,22 @@
+"""Segmentation: a class for every point. The loss, the scores, the task, and what trains a network for it."""
+
+from slidr.tasks.segmentation.learners import FineTuning, LinearProbe
+from slidr.tasks.segmentation.losses import lovasz_softmax, segmentation_loss
+from slidr.tasks.segmentation.metrics import ConfusionMatrix, predict, segmentation_scores
+from slidr.tasks.segmentation.task import Segmentation, has_labels, open_labelled, segmentation_loader
+from slidr.tasks.segmentation.training import train
+
+__all__ = [
+    "ConfusionMatrix",
+    "FineTuning",
+    "LinearProbe",
+    "Segmentation",
+    "has_labels",
+    "lovasz_softmax",
+    "open_labelled",
+    "predict",
+    "segmentation_loader",
+    "segmentation_loss",
+    "segmentation_scores",
+    "train",
+]

@@ -1,0 +1,117 @@
+"""Segmentation as a task: what it reads, how a network is scored, and what its predictions look like."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from data.augment import AugmentSettings
+from data.datasets import open_reader
+from data.datasets.dataset import Reader
+from data.files import InputError
+from data.frame import Batch, Frame, Needs, Pairs
+from data.loading import Loader
+from data.progress import Progress
+from data.samples.single import Single
+from slidr import config, pictures
+from slidr.networks.student import Student
+from slidr.tasks.scores import Scores
+from slidr.tasks.segmentation.metrics import ConfusionMatrix, predict, segmentation_scores
+from slidr.training import distributed, open_loader
+
+NEEDS = Needs(labels=True)
+
+
+class Segmentation:
+    """A network whose last layer gives classes, on a split (the contract: `slidr.tasks.task.Task`).
+
+    Args:
+        student: the network, on its device.
+        reader: the split to score and to draw.
+    """
+
+    needs = NEEDS
+
+    def __init__(self, student: Student, reader: Reader):
+        self.student, self.reader = student, reader
+
+    @torch.no_grad()
+    def logits(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits `[V, K]` of the batch's voxels and the voxel `[N]` of each point; leaves the network in eval mode."""
+        logits, voxels = self.student.eval()(batch)
+        return logits, voxels.inverse
+
+    def evaluate(self, loader: Iterable[Batch], keep: Callable[[str, np.ndarray], None] | None = None) -> Scores:
+        """IoU over all raw points: each gets its voxel's prediction (paper, section 4.1). nan without labels.
+
+        Args:
+            loader: batches of the split, or of this process's share of it.
+            keep: called with each frame's id and its points' predicted train ids `[N]`.
+        """
+        classes = self.reader.dataset.classes
+        device = next(self.student.parameters()).device
+        masked, unmasked = ConfusionMatrix(len(classes)), ConfusionMatrix(len(classes))
+        for batch in Progress(loader, desc="scoring", leave=False, delay=10, disable=distributed.rank() > 0):
+            batch = batch.to(device)
+            logits, inverse = self.logits(batch)
+            prediction = predict(logits)[inverse]
+            if batch.labels is not None:
+                masked.update(prediction, batch.labels)
+                unmasked.update(logits.argmax(1)[inverse], batch.labels)
+            if keep:
+                for i, name in enumerate(batch.ids):
+                    keep(name, prediction[batch.batch_index == i].cpu().numpy())
+        for matrix in (masked, unmasked):
+            matrix.counts = distributed.total(matrix.counts)
+        return segmentation_scores(masked, unmasked, classes)
+
+    def draw(self, index: int, folder: Path, name: str) -> list[str]:
+        """Prediction and ground truth of a frame, from above and in the first camera if there is one."""
+        frame = self._read_with_image(index)
+        bare = Single(self.reader, self.needs).collate([replace(frame, cameras=[], pairs=Pairs.empty())])
+        logits, inverse = self.logits(bare.to(next(self.student.parameters()).device))
+        scene = frame, predict(logits)[inverse].cpu().numpy(), self.reader.dataset.classes, self.reader.dataset.colours
+        names = [f"birds_eye_{name}.png"]
+        pictures.birds_eye(*scene, folder / names[0])
+        if frame.cameras:
+            names.append(f"camera_{name}.png")
+            pictures.camera_classes(*scene, folder / names[1])
+        return names
+
+    def _read_with_image(self, index: int) -> Frame:
+        """Labels suffice for segmentation, so a data set without its images is no error."""
+        try:
+            return self.reader.read(index, replace(self.needs, cameras=1))
+        except InputError as error:
+            print(f"no camera view of {self.reader.ids[index]}: {error}")
+            return self.reader.read(index, self.needs)
+
+
+def has_labels(reader: Reader) -> bool:
+    """Whether the split comes with labels, by the first frame that reads. Raises InputError if ten in a row do not."""
+    for index in range(len(reader)):
+        try:
+            return reader.read(index, NEEDS).labels is not None
+        except InputError:  # one bad frame is for `max_bad_frames` to judge
+            if index + 1 == min(10, len(reader)):
+                raise
+    return False
+
+
+def open_labelled(settings: config.WithData, split: str) -> Reader:
+    """The reader of a split whose labels are needed; InputError if it has none."""
+    with distributed.first_goes_first():
+        reader = open_reader(settings.dataset, settings.root, split, settings.read_options())
+    if not has_labels(reader):
+        raise InputError(f"the split `{split}` of {settings.dataset} has no labels; choose another split.")
+    return reader
+
+
+def segmentation_loader(
+    settings: config.WithRun, device: torch.device, reader: Reader, batch: int, *, train: bool, augment: bool = False
+) -> Loader:
+    """Batches of points and labels, without images; `augment` rotates and flips the cloud (supplement, section B)."""
+    sample = Single(reader, NEEDS, AugmentSettings(crop=None, cuboid=0.0) if augment else None)
+    return open_loader(sample, settings, device, batch, train=train)
