@@ -80,20 +80,16 @@ def apply(frame: Frame, drawn: Augmentation) -> Frame:
     """A new frame: the cloud moved and cut, the images cut, resized (float32 in 0..1) and flipped.
 
     Its pairs are those of the points and pixels that are left, at their new rows and pixels; its pose, if there is one,
-    still takes its points to the same places in the world. Without a crop size the images stay as they are.
+    still takes its points to the same places in the world, its heading moves along. Without a crop size the images
+    stay as they are.
     """
-    points, pose = _moved(frame.points, drawn), frame.pose
+    moved, pose = replace(frame, points=_moved(frame.points, drawn)), frame.pose
+    if drawn.cuboid is not None:
+        moved = moved.select(~_inside(moved.points, drawn.cuboid))
     if pose is not None:
         pose = pose.copy()
         pose[:3, :3] = frame.pose[:3, :3] @ _motion(drawn).T
-    labels, pairs = frame.labels, frame.pairs
-    if drawn.cuboid is not None:
-        stays = kept(frame, drawn)
-        new_row = np.cumsum(stays) - 1
-        points, labels = points[stays], None if labels is None else labels[stays]
-        pairs = pairs.select(stays[pairs.point])
-        pairs = replace(pairs, point=new_row[pairs.point])
-    cameras = frame.cameras
+    cameras, pairs = moved.cameras, moved.pairs
     if drawn.crop is not None:
         cuts = list(zip(cameras, drawn.boxes, drawn.mirrored, strict=True))
         pairs = Pairs.concatenate(
@@ -103,7 +99,8 @@ def apply(frame: Frame, drawn: Augmentation) -> Frame:
             ]
         )
         cameras = [_cropped_view(view, box, drawn.crop, mirrored) for view, box, mirrored in cuts]
-    return replace(frame, points=points, labels=labels, cameras=cameras, pairs=pairs, pose=pose)
+    forward = tuple((_motion(drawn)[:2, :2] @ frame.forward).tolist())
+    return replace(moved, cameras=cameras, pairs=pairs, pose=pose, forward=forward)
 
 
 def kept(frame: Frame, drawn: Augmentation) -> np.ndarray:

@@ -4,9 +4,12 @@ import contextlib
 import functools
 import json
 import os
+import stat
 import tempfile
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
+from typing import BinaryIO
 
 import numpy as np
 
@@ -17,6 +20,15 @@ class InputError(Exception):
 
 class DataGone(InputError):
     """The data set's folder has disappeared, so that no other frame can be read either."""
+
+
+def printable(text: object, most: int = 400) -> str:
+    """Text from outside as one line for a terminal or a page: control characters escaped, the middle cut if too long.
+
+    Without this a name could retitle the terminal, and one from a checkpoint fill it.
+    """
+    text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
+    return text if len(text) <= most else f"{text[: most // 2]} ... {text[-most // 2 :]}"
 
 
 @contextlib.contextmanager
@@ -49,10 +61,17 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def remove_torn(folder: Path) -> None:
+    """Remove what `atomic_write` left in a folder when its process was killed. Nobody else may be writing there."""
+    for torn in folder.glob(".*"):
+        if torn.is_file():
+            torn.unlink(missing_ok=True)
+
+
 def write_text(path: str | Path, text: str) -> None:
     """Write a text file, in UTF-8 whatever the locale, by `atomic_write`."""
     with atomic_write(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="replace")  # paths may hold what is no Unicode
 
 
 def _umask() -> int:
@@ -120,10 +139,51 @@ def _real(folder: Path) -> Path:
     return Path(os.path.realpath(folder))  # `resolve` raises for circular links
 
 
-def read_text(path: str | Path) -> str:
-    """The content of a UTF-8 text file, without its byte order mark. Raises InputError if it cannot be read as such."""
+def open_file(path: str | Path, most: int | None = None, *, follow: bool = True) -> BinaryIO:
+    """A regular file, open to be read. A FIFO or a device, which may never end, is none.
+
+    Args:
+        path: of the file.
+        most: bytes that it may have; None = any number.
+        follow: whether the path may be a link. Those of users are followed; in a run's folder nobody makes any.
+
+    Raises InputError if it cannot be opened, is no regular file, or is too long.
+    """
+    try:  # without waiting: a FIFO would be opened once somebody writes to it
+        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | (0 if follow else os.O_NOFOLLOW))
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"cannot read {path}: {reason}; restore the file, or name another.") from error
+    found = os.fstat(handle)
+    if stat.S_ISREG(found.st_mode) and (most is None or found.st_size <= most):
+        return open(handle, "rb")
+    os.close(handle)
+    what = "a folder" if stat.S_ISDIR(found.st_mode) else "a pipe or a device, no regular file"
+    if stat.S_ISREG(found.st_mode):
+        what = f"longer than such a file can be ({found.st_size:,} bytes)"
+    raise InputError(f"cannot read {path}: it is {what}; restore the file, or name another.")
+
+
+def require_intact(archive: BinaryIO) -> None:
+    """Raise zipfile.BadZipFile unless a zip's checksums fit and it holds no more than its own size.
+
+    torch and NumPy compress none of theirs, so that one which claims more is made to fill the memory.
+    """
+    with zipfile.ZipFile(archive) as opened:
+        if sum(member.file_size for member in opened.infolist()) > archive.seek(0, os.SEEK_END):
+            raise zipfile.BadZipFile("it claims to hold more than its own size")
+        if damaged := opened.testzip():
+            raise zipfile.BadZipFile(f"{damaged} has another checksum")
+
+
+def read_text(path: str | Path, most: int | None = None, *, follow: bool = True) -> str:
+    """The content of a UTF-8 text file, without its byte order mark; arguments as those of `open_file`.
+
+    Raises InputError if it cannot be read as such.
+    """
     try:
-        return Path(path).read_text(encoding="utf-8-sig")
+        with open_file(path, most, follow=follow) as file:
+            return file.read().decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"cannot read {path} ({error}); restore the file from the data set.") from error
     except MemoryError as error:
@@ -150,7 +210,8 @@ def read_array(path: str | Path, dtype: str, columns: int = 1, rows: int | None 
     """
     path = Path(path)
     try:
-        raw = path.read_bytes()
+        with open_file(path) as file:
+            raw = file.read()
     except OSError as error:
         raise InputError(
             f"cannot read {path}: {error.strerror or error}; restore the file from the data set."

@@ -67,11 +67,34 @@ class Frame:
     """One lidar scan with what the cameras saw around the same time."""
 
     id: str  # unique in its data set
-    points: np.ndarray  # [N, 4] float32: x, y, z in metres in the lidar frame; intensity as stored
+    points: np.ndarray  # [N, 4] float32: x, y, z in metres in the lidar frame; intensity as stored; see `measured`
     labels: np.ndarray | None = None  # [N] uint8 train ids, 0 = ignored
     cameras: list[CameraView] = field(default_factory=list)
     pairs: Pairs = field(default_factory=Pairs.empty)
     pose: np.ndarray | None = None  # [4, 4] float64, lidar -> world; None = not asked for
+    forward: tuple[float, float] = (1.0, 0.0)  # x, y of the vehicle's heading in the lidar frame
+
+    def select(self, mask: np.ndarray) -> "Frame":
+        """The frame with the points of a `mask [N]`, in the same order, and their labels and pairs."""
+        pairs, new_row = self.pairs.select(mask[self.pairs.point]), np.cumsum(mask) - 1
+        labels = None if self.labels is None else self.labels[mask]
+        return replace(self, points=self.points[mask], labels=labels, pairs=replace(pairs, point=new_row[pairs.point]))
+
+
+FARTHEST = 1000.0  # metres along an axis; no lidar sees a street from further away
+BRIGHTEST = 1e6  # intensities are stored as 0 to 1, 8 or 16 bits
+
+
+def measured(points: np.ndarray) -> np.ndarray:
+    """Points `[N, 4]` float32 as they are used: those that no lidar measures (not finite, too far away) become NaN.
+
+    They keep their rows, to which labels and predictions belong, and get no voxel, hence no prediction. `points` itself
+    is given back if there are none.
+    """
+    if len(points) == 0 or -FARTHEST <= points.min() <= points.max() <= FARTHEST:  # most scans; false for NaN
+        return points
+    lost = ~(np.abs(points) <= np.array([FARTHEST] * 3 + [BRIGHTEST], np.float32)).all(1)
+    return np.where(lost[:, None], np.float32(np.nan), points) if lost.any() else points
 
 
 @dataclass(frozen=True)
@@ -106,6 +129,8 @@ class Batch:
     superpixels: torch.Tensor | None  # [I, h, w] int64, ids per image
     pairs: Pairs  # tensors; point = row of `points`, camera = row of `images`
     ids: list[str]
+    image_frame: torch.Tensor | None = None  # [I] int64, the frame of each image
+    measured: torch.Tensor | None = None  # [M] int64, rows of the points that are not NaN; None = of all
 
     @property
     def counts(self) -> dict[str, int]:
@@ -150,6 +175,7 @@ def collate(frames: list[Frame], intensity_offset: float = 0.0, intensity_scale:
     labels = None
     if all(f.labels is not None for f in frames):
         labels = torch.from_numpy(np.concatenate([f.labels for f in frames]).astype(np.int64))
+    lost = points[:, 0].isnan()
     superpixels = None
     if views and all(view.superpixels is not None for view in views):
         superpixels = torch.from_numpy(np.stack([view.superpixels for view in views]).astype(np.int64))
@@ -165,9 +191,11 @@ def collate(frames: list[Frame], intensity_offset: float = 0.0, intensity_scale:
         batch_index=torch.repeat_interleave(torch.arange(len(frames)), lengths),
         labels=labels,
         images=torch.stack([_image_tensor(view.image) for view in views]) if views else None,
+        image_frame=torch.repeat_interleave(torch.arange(len(frames)), torch.tensor([len(f.cameras) for f in frames])),
         superpixels=superpixels,
         pairs=Pairs(*(torch.from_numpy(np.asarray(getattr(pairs, f.name), np.int64)) for f in fields(Pairs))),
         ids=[f.id for f in frames],
+        measured=(~lost).nonzero()[:, 0] if lost.any() else None,
     )
 
 

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from data.files import DataGone, InputError
 from data.samples import Notes, NothingToDraw, Sample
-from data.workers import LESS_MEMORY, handed_over, leave_signals, results
+from data.workers import LESS_MEMORY, handed_over, leave_signals, require_files, results
 
 
 @dataclass
@@ -83,6 +83,7 @@ class Loader:
         self._loader, self._steps = loader, steps
         self.unread: set[str] = set()
         self.redrawn = 0
+        self._said: set[str] = set()
 
     @property
     def items(self) -> int:
@@ -102,6 +103,10 @@ class Loader:
                 self.redrawn += note.redrawn
                 for name, sentence in note.unread:
                     self._leave_out(name, sentence)
+                for about, sentence in note.remarks.items():
+                    if about not in self._said:
+                        tqdm.write(sentence, file=sys.stderr)
+                    self._said.add(about)
             yield batch
 
     def _leave_out(self, name: str, sentence: str) -> None:
@@ -151,6 +156,7 @@ def make_loader(
             f"{world} processes cannot share a batch of {batch} of {len(sample)} frames; make --batch a multiple of "
             f"{world}, or start fewer."
         )
+    require_files(workers)
     steps = _Steps(len(sample), batch, seed, shuffle, rank, world)
     tolerated = min(int(max_bad_frames * len(sample)), len(sample) - 1)
     loader = DataLoader(

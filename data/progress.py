@@ -1,6 +1,11 @@
-"""Progress bars, which become plain lines where there is no terminal."""
+"""What is said while a run goes on: it must neither flood a log nor end the run."""
 
+import contextlib
+import io
+import os
 import sys
+from collections.abc import Iterator
+from typing import TextIO
 
 from tqdm import tqdm
 
@@ -32,3 +37,33 @@ class Progress(tqdm):
                 self.display()
             self.disable = True  # tqdm's own close would add an empty line
         super().close()
+
+
+class Lasting:
+    """A text stream whose reader may go away (`| head -1`, a closed terminal): what is written then is dropped."""
+
+    def __init__(self, stream: TextIO | None):
+        self._stream = stream or open(os.devnull, "w")  # None: it was closed before Python began
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # `?` for what the locale lacks, rather than the end of a run
+
+    def write(self, text: str) -> int:
+        """As of any text stream."""
+        with self._outlived():
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """As of any text stream."""
+        with self._outlived():
+            self._stream.flush()
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._stream, name)
+
+    @contextlib.contextmanager
+    def _outlived(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())  # it still holds, and flushes, old text

@@ -47,6 +47,19 @@ class Rigid:
         return (self.rotation.T @ points).astype(np.float32)
 
 
+def is_rigid(matrix: np.ndarray) -> np.ndarray:
+    """Whether the first three columns of matrices `[..., 3, 3 or 4]` are rotations, up to their text's precision."""
+    rotation = matrix[..., :3]
+    with np.errstate(over="ignore", invalid="ignore"):
+        distance = np.abs(rotation @ np.swapaxes(rotation, -1, -2) - np.eye(3)).max((-1, -2))
+        return (distance < 0.01) & (np.linalg.det(rotation) > 0)
+
+
+def is_camera(matrix: np.ndarray) -> bool:
+    """Whether a matrix `[3, 3 or 4]` projects: one of zeros, or of lower rank, sees no point."""
+    return bool(np.linalg.det(matrix[:, :3]) > 1e-9)
+
+
 def project(
     points: np.ndarray,
     outward: list[Rigid],

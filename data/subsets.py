@@ -24,6 +24,12 @@ class Selection:
         self.ids = [reader.ids[i] for i in rows]
         self.scenes = [reader.scenes[i] for i in rows]
 
+    @property
+    def labelled(self) -> list[bool]:
+        """Which frames of the selection have labels."""
+        there = labelled(self._reader)
+        return [there[i] for i in self._rows]
+
     def __len__(self) -> int:
         return len(self._rows)
 
@@ -38,6 +44,11 @@ class Selection:
     def image_files(self) -> list[tuple[str, Path]]:
         """(token, file) of every camera image of the whole reader."""
         return self._reader.image_files()
+
+
+def labelled(reader: Reader) -> list[bool]:
+    """Which frames of a reader have labels, as far as it knows without opening them."""
+    return getattr(reader, "labelled", None) or [True] * len(reader)
 
 
 def every_nth(items: int, pct: float) -> list[int]:

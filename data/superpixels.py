@@ -11,7 +11,7 @@ from PIL import Image
 from skimage.segmentation import felzenszwalb, slic
 from torch.utils.data import DataLoader, Dataset
 
-from data.files import InputError, atomic_write
+from data.files import InputError, atomic_write, read_array
 from data.frame import CameraView
 from data.images import open_image, read_image, shrunk
 from data.progress import Progress
@@ -63,6 +63,7 @@ def compute(image: np.ndarray, settings: SuperpixelSettings) -> np.ndarray:
     return ids.astype(np.int32)
 
 
+_MADE_FROM = "made from"  # key of a PNG's text: the checksum of the image of a map
 PUBLISHED = {"slic": (150, 6.0, 3.0), "slic_torch": (150, 6.0, 3.0), "felzenszwalb": (300.0, 0.35, 4000)}
 
 
@@ -81,15 +82,24 @@ def map_path(folder: Path, settings: SuperpixelSettings, token: str) -> Path:
     return folder / f"superpixels_{title}" / f"{token}.png"
 
 
-def save(path: Path, ids: np.ndarray) -> None:
-    """Write ids `[H, W]` as PNG: 8 bits where they fit, else 16. Raises InputError beyond 65,536 ids."""
+def save(path: Path, ids: np.ndarray, image: Path | None = None) -> None:
+    """Write ids `[H, W]` as PNG: 8 bits where they fit, else 16. Raises InputError beyond 65,536 ids.
+
+    The checksum of the `image` file that they are of goes with them.
+    """
     if ids.max(initial=0) > 65535:
         raise InputError(f"{path}: {ids.max() + 1} superpixels do not fit a PNG; make them larger.")
     with atomic_write(path) as temporary:
-        temporary.write_bytes(_png(ids.astype(np.uint8 if ids.max(initial=0) < 256 else ">u2")))
+        text = {_MADE_FROM: checksum(image)} if image else {}
+        temporary.write_bytes(_png(ids.astype(np.uint8 if ids.max(initial=0) < 256 else ">u2"), text))
 
 
-def _png(grey: np.ndarray) -> bytes:
+def checksum(image: Path) -> str:
+    """Of an image file's bytes. Raises InputError if it cannot be read."""
+    return f"crc32 {zlib.crc32(read_array(image, 'u1')):08x}"
+
+
+def _png(grey: np.ndarray, text: dict[str, str]) -> bytes:
     """A grey image `[H, W]` of 8 or 16 bits (big-endian) as PNG without filters, as Pillow cannot write it.
 
     Filters are for photographs: maps without them are smaller and are read in a third of the time.
@@ -101,17 +111,20 @@ def _png(grey: np.ndarray) -> bytes:
 
     lines = np.pad(grey.view(np.uint8).reshape(rows, -1), ((0, 0), (1, 0)))  # each begins with its filter, 0 = none
     header = struct.pack(">IIBBBBB", columns, rows, depth, 0, 0, 0, 0)
-    parts = (b"IHDR", header), (b"IDAT", zlib.compress(lines)), (b"IEND", b"")
+    texts = [(b"tEXt", f"{name}\0{value}".encode("latin-1")) for name, value in text.items()]
+    parts = (b"IHDR", header), *texts, (b"IDAT", zlib.compress(lines)), (b"IEND", b"")
     return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in parts)
 
 
 def load(path: Path, size: tuple[int, int], image: str) -> np.ndarray:
     """Read a map `[H, W]` as stored: uint8, uint16 or int32.
 
-    Raises InputError if it does not decode or is not of the `size` of its `image`.
+    Raises InputError if it does not decode, is a JPEG, or is not of the `size` of its `image`.
     """
     try:
         with open_image(path) as file:
+            if file.format != "PNG":
+                raise ValueError(f"a {file.format} file, which blurs ids; maps are PNG files of grey values")
             ids = np.asarray(file)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # PIL's ways to say "broken"
         raise InputError(
@@ -126,19 +139,39 @@ def load(path: Path, size: tuple[int, int], image: str) -> np.ndarray:
     return ids
 
 
-def load_or_compute(view: CameraView, folder: Path, settings: SuperpixelSettings) -> np.ndarray:
+def _made_from(path: Path) -> str | None:
+    """The checksum of the image that a map was made from; None if there is no map, or one that others made."""
+    try:
+        with open_image(path) as file:
+            return file.info.get(_MADE_FROM)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        return None
+
+
+def _is_there(path: Path, image: Path | None) -> bool:
+    """Whether there is a map of an image file; one of another image of that name, in another data set, is none."""
+    return path.exists() and (image is None or _made_from(path) in (None, checksum(image)))
+
+
+def load_or_compute(
+    view: CameraView, folder: Path, settings: SuperpixelSettings, remarks: dict[str, str] | None = None
+) -> np.ndarray:
     """The stored map of a camera's image (see `load`); made and stored if there is none ("none" is never stored).
 
-    Raises InputError for a stored map that cannot be used or a folder that cannot be written.
+    A map that was made from another image is made anew; of one that others made this is not known, which `remarks`
+    get to hear (`data.samples.Notes`). Raises InputError for a stored map that cannot be used or a folder that cannot
+    be written.
     """
     if settings.kind == "none":
         return compute(view.image, settings)
     path, size = map_path(folder, settings, view.token), shrunk(view.size, settings.shrink)
-    if path.exists():
+    if _is_there(path, view.file):
+        if remarks is not None and _made_from(path) is None:
+            remarks["maps"] = f"{path} does not say which image it was made from; it has the right size and is used."
         return load(path, size, f"{view.name} {view.token}")
     image = view.image if view.image.shape[:2] == size else read_image(view.file, settings.shrink)
     ids = compute(image, settings)
-    save(path, ids)
+    save(path, ids, view.file)
     return ids
 
 
@@ -150,17 +183,17 @@ def compute_all(image_files: list[tuple[str, Path]], folder: Path, settings: Sup
     """
     if settings.kind == "none":
         return 0
-    missing = [(t, f) for t, f in image_files if not map_path(folder, settings, t).exists()]
-    loader = DataLoader(_Maps(missing, folder, settings), batch_size=None, num_workers=workers)
-    with Progress(total=len(missing), desc=f"superpixels ({settings.kind})", unit="image") as bar:
-        for _ in results(loader):
+    loader, made = DataLoader(_Maps(image_files, folder, settings), batch_size=None, num_workers=workers), 0
+    with Progress(total=len(image_files), desc=f"superpixels ({settings.kind})", unit="image") as bar:
+        for new in results(loader):
+            made += new
             bar.update()
-    return len(missing)
+    return made
 
 
 @dataclass
 class _Maps(Dataset):
-    """Item i -> whether the map of image i was made, or why not."""
+    """Item i -> whether the map of image i was made now, or why it cannot be."""
 
     images: list[tuple[str, Path]]
     folder: Path
@@ -172,8 +205,10 @@ class _Maps(Dataset):
     def __getitem__(self, index: int) -> bool | InputError:
         token, file = self.images[index]
         try:
-            ids = compute(read_image(file, self.settings.shrink), self.settings)
-            save(map_path(self.folder, self.settings, token), ids)
+            path = map_path(self.folder, self.settings, token)
+            if _is_there(path, file):
+                return False
+            save(path, compute(read_image(file, self.settings.shrink), self.settings), file)
         except InputError as error:
             return error
         return True

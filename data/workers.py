@@ -1,7 +1,10 @@
 """Worker processes whose errors, and whose deaths, reach the user as one sentence."""
 
+import multiprocessing
 import re
+import resource
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -17,10 +20,49 @@ def results(loader: DataLoader) -> Iterator:
     traceback's text), and for a worker that dies.
     """
     with dead_workers_named():
-        for result in loader:
-            if isinstance(result, InputError):
-                raise InputError(*result.args)  # not `result` itself, whose traceback would hold this frame, and so on
-            yield result
+        try:
+            for result in _timed(loader):
+                if isinstance(result, InputError):
+                    raise InputError(*result.args)  # not itself: its traceback would hold this frame, and so on
+                yield result
+        except (ConnectionError, EOFError):
+            time.sleep(5)  # a worker died while handing a batch over; the signal that says of what is on its way
+            raise
+
+
+_waiting_since: list[float] = []
+
+
+def waited() -> float:
+    """Seconds for which this process has been waiting for its next batch; 0 if it is not."""
+    return time.monotonic() - _waiting_since[-1] if _waiting_since else 0.0
+
+
+def _timed(loader: DataLoader) -> Iterator:
+    """What the loader gives; `waited` tells how long it takes."""
+    results, end = None, object()
+    while True:
+        _waiting_since.append(time.monotonic())
+        try:
+            results = iter(loader) if results is None else results  # which starts the workers
+            result = next(results, end)
+        finally:
+            _waiting_since.pop()
+        if result is end:
+            return
+        yield result
+
+
+def end_workers() -> None:
+    """Kill the workers that there still are: they ignore what a scheduler sends, and one that is stuck hears nothing.
+
+    For the end of a program, which would wait for them.
+    """
+    before = signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch takes it for a fault when one of them dies
+    for worker in multiprocessing.active_children():
+        worker.kill()
+        worker.join(5)
+    signal.signal(signal.SIGCHLD, before)
 
 
 @contextmanager
@@ -29,6 +71,8 @@ def dead_workers_named() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
+        if re.search("open files|ancdata", f"{error} {error.__cause__}"):
+            raise InputError(FEW_FILES) from error
         if not str(error).startswith("DataLoader worker"):
             raise
         killer = re.search(r"killed by signal: ([\w ]+)", f"{error} {error.__cause__}")
@@ -38,9 +82,18 @@ def dead_workers_named() -> Iterator[None]:
 
 
 def leave_signals(worker: int) -> None:
-    """Leave Ctrl-C and SIGTERM, which reach the whole process group, to the training process: it stops its workers."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    """Leave signals that reach the whole process group to the training process: it stops its workers."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+
+
+def require_files(workers: int) -> None:
+    """Raise InputError if so many workers need more open files than this process may have.
+
+    Each tensor of the batches on their way is one; a worker that cannot open it loses its batch without a word.
+    """
+    if workers and resource.getrlimit(resource.RLIMIT_NOFILE)[0] < 32 * (workers + 1):
+        raise InputError(FEW_FILES)
 
 
 def handed_over(batch):
@@ -56,6 +109,7 @@ def handed_over(batch):
         raise InputError(f"a process cannot hand over its data ({error}): {_REMEDIES['Bus error']}.") from error
 
 
+FEW_FILES = "this process may open too few files at once: raise the limit (`ulimit -n 4096`) or lower --workers."
 LESS_MEMORY = "lower --workers or --batch"
 _REMEDIES = {
     "Killed": f"the machine probably ran out of memory; {LESS_MEMORY}",

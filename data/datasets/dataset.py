@@ -4,7 +4,7 @@ import importlib
 import os
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Literal, Protocol
@@ -46,6 +46,7 @@ class Reader(Protocol):
     dataset: "DataSet"
     ids: list[str]  # of the frames, in order
     scenes: list[str]  # the scene (sequence) of each frame
+    labelled: list[bool]  # which frames have labels; a reader that has them for all or none may lack it
     intensity_scale: float  # the network's input feature is intensity as stored * scale + offset
     intensity_offset: float
 
@@ -98,8 +99,11 @@ class DataSet:
     root: folder where it is looked for by default.
     how_to_get: what to do if it is not there; begins with a verb.
     few_labels: whether a share of the labels is a share of the scenes or of the frames, as published.
+    tuning: (split to train on, split to score) -> the two that stand in for them while learning rates are chosen, and
+        share no scene with each other or the split that is scored. Others are chosen on the split that is scored.
     intensity_offset: added to the stored intensity to make the network's input feature.
     raw_bits: mask of the bits of a stored label that give the class.
+    categories: names of the raw labels, for layouts whose tables say which number stands for which; () = they do not.
     submission: (folder, reader, split) -> Submission; None = there is no benchmark server.
     prepare: called with the root before it is opened; writes the built-in world there.
 
@@ -113,8 +117,10 @@ class DataSet:
     root: Path
     how_to_get: str
     few_labels: Literal["scenes", "frames"] = "scenes"
+    tuning: Mapping[tuple[str, str], tuple[str, str]] = field(default_factory=dict)
     intensity_offset: float = 0.0
     raw_bits: int = 0xFF
+    categories: tuple[str, ...] = ()
     submission: Callable[[Path, Reader, str], Submission] | None = None
     prepare: Callable[[Path], None] | None = None
 

@@ -7,31 +7,60 @@ import numpy as np
 
 from data.datasets.dataset import OFFICIAL, ReadOptions
 from data.files import InputError, read_array, read_json
-from data.frame import Needs
+from data.frame import Needs, measured
 
 
 def read_points(path: str | Path, columns: int, options: ReadOptions = OFFICIAL) -> np.ndarray:
     """Read a scan as `[N, 4]` float32: x, y, z in metres, intensity as stored. N may be 0.
 
-    The file holds float32 numbers without a header, `columns` of them a point unless `options` say otherwise. Raises
-    InputError if it cannot be read, or if a value is NaN or infinite (points are never dropped, because labels and
-    predictions are matched to them by row). If `options` name no columns, it is also raised where more than a tenth of
-    the intensities are negative, as they are where points have another number of columns.
+    The file holds float32 numbers without a header, `columns` of them a point unless `options` say otherwise. Points
+    that no lidar measures become NaN (`data.frame.measured`), and none is dropped, because labels and predictions are
+    matched to them by row. Raises InputError if the file cannot be read, if it has no other points, or if its values
+    tell that points have another number of columns.
     """
-    points = read_array(path, "<f4", options.columns or columns)[:, :4].copy()
-    broken = np.count_nonzero(~np.isfinite(points).all(axis=1))
-    if broken:
+    columns = options.columns or columns
+    rows = read_array(path, "<f4", columns)
+    stored = rows[:, :4].copy()
+    points = measured(stored)
+    lost = np.isnan(points[:, 0])
+    far = np.count_nonzero(np.isfinite(stored[lost]).all(1)) if points is not stored else 0
+    negative = np.count_nonzero(stored[:, 3] < 0) if options.columns is None else 0
+    x = stored[:2048, 0]  # enough to tell, and fast
+    whole = np.count_nonzero((x == np.rint(x)) & (x != 0))  # sensors put points without a return at 0
+    period = _period(rows[:2048].ravel(), columns) if len(rows) >= 256 else columns
+    strange = ""
+    if period != columns:
+        strange = f"its numbers look alike every {period}"
+    elif far > 0.1 * len(stored):
+        strange = f"{far} of its {len(stored)} points would be more than a kilometre away"
+    elif whole > 0.1 * len(x) + 200:
+        strange = f"{whole} of its first {len(x)} points would have a whole number as x, as rings are"
+    elif negative > 0.1 * len(stored):
+        strange = f"{negative} of its {len(stored)} intensities would be negative"
+    if strange:
         raise InputError(
-            f"{path} has NaN or infinity in {broken} of its {len(points)} points; download it again, or remove them "
-            "from the scan and its labels."
+            f"{path} does not seem to have {columns} columns: {strange}; set `columns` to the "
+            "float32 numbers a point that it has (x, y, z in metres, in the lidar's frame)."
         )
-    negative = np.count_nonzero(points[:, 3] < 0)
-    if options.columns is None and negative > 0.1 * len(points):
-        raise InputError(
-            f"{path} does not seem to have {columns} columns: {negative} of its {len(points)} intensities would be "
-            "negative; set `columns` to the float32 numbers a point that it has."
-        )
+    if len(points) and lost.all():
+        raise InputError(f"{path} has NaN or infinity in {len(points)} of its {len(points)} points; download it again.")
     return points
+
+
+def _period(numbers: np.ndarray, columns: int) -> int:
+    """By how many of a scan's `numbers` those lie apart that differ least: so many columns has a point.
+
+    Points that follow each other are near each other, and a number of another column is any other. Multiples of
+    `columns` are not looked at, for lasers may take turns; rows of equal numbers, or in random order, tell nothing.
+    """
+    with np.errstate(invalid="ignore", over="ignore"):
+        jumps = {
+            lag: np.fmin(np.abs(numbers[lag:] - numbers[:-lag]), 1).mean()  # of NaN, 1
+            for lag in {columns, *range(3, 11)}
+            if lag == columns or lag % columns
+        }
+    best = min(jumps, key=jumps.get)
+    return best if jumps[best] < 0.85 * jumps[columns] else columns
 
 
 def choose_cameras(options: ReadOptions, there: Sequence[str], default: Sequence[str], where: str) -> tuple[str, ...]:

@@ -11,11 +11,11 @@ from data.datasets.dataset import OFFICIAL, DataSet, Reader, ReadOptions, requir
 from data.datasets.layout import cameras_of, choose_cameras, read_points, splits_there
 from data.files import InputError, atomic_write, read_array, read_text, require_folder, still_there
 from data.frame import Frame, Needs, Pairs, read_view
-from data.projection import Rigid, project
+from data.projection import Rigid, is_camera, is_rigid, project
 
 CAMERAS = {"image_0": "P0", "image_1": "P1", "image_2": "P2", "image_3": "P3"}  # folder -> its projection in calib.txt
 _LEFT = "image_2"  # the left colour camera, which is read by default
-_SCAN = re.compile(r"([0-9]{6}|[0-9]{10})\.bin")  # ten digits in KITTI's raw data and in KITTI-360
+_SCAN = re.compile(r"([0-9]{6}|[0-9]{10})(\.bin|\.BIN)")  # ten digits in KITTI's raw data and in KITTI-360
 
 
 class SemanticKitti:
@@ -49,28 +49,31 @@ class SemanticKitti:
         splits = splits_there(split, there, self.dataset.splits, own)
         if split not in splits:
             raise InputError(f"SemanticKITTI has no split `{split}`; its splits are {', '.join(splits)}.")
-        scans = [(sequence, scan) for sequence in splits[split] for scan in _scans(self._sequences / sequence)]
+        scans = [(sequence, *scan) for sequence in splits[split] for scan in _scans(self._sequences / sequence)]
         if not scans:
             official = ", ".join(self.dataset.splits.get(split, ()))
             raise InputError(
                 f"{self._sequences} has no scan (NN/velodyne/*.bin) of the split `{split}`, which is the sequences "
                 f"{official}: add one or choose another split."
             )
-        self.scenes, self._scans = (list(column) for column in zip(*scans, strict=True))
-        self.ids = [f"{sequence}_{scan}" for sequence, scan in scans]
-        self._calibrations: dict[str, dict[str, str]] = {}  # of the sequences that needed it so far: key -> numbers
+        self.scenes, self._scans, self._suffixes = (list(column) for column in zip(*scans, strict=True))
+        self.ids = [f"{sequence}_{scan}" for sequence, scan, _ in scans]
+        # of the sequences that needed it so far: key -> numbers
+        self._calibrations: dict[str, dict[str, list[str]]] = {}
         self._poses: dict[str, np.ndarray] = {}  # likewise: [scans, 3, 4] camera 0 -> the first scan's camera 0
+
+    @property
+    def labelled(self) -> list[bool]:
+        """Which frames have labels: those of sequences with a `labels` folder."""
+        there = {sequence: (self._sequences / sequence / "labels").is_dir() for sequence in set(self.scenes)}
+        return [there[sequence] for sequence in self.scenes]
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def image_files(self) -> list[tuple[str, Path]]:
         """(token, file) of every image of the split."""
-        return [
-            (self._token(i, camera), self._file(i, camera, ".png"))
-            for i in range(len(self))
-            for camera in self._cameras
-        ]
+        return [(self._token(i, camera), self._image(i, camera)) for i in range(len(self)) for camera in self._cameras]
 
     def read(self, index: int, needs: Needs, rng: np.random.Generator | None = None) -> Frame:
         """Frame `index` of the split (see `Reader.read`).
@@ -87,7 +90,7 @@ class SemanticKitti:
             return self._pose(index)
 
     def _read(self, index: int, needs: Needs, rng: np.random.Generator | None) -> Frame:
-        points = read_points(self._file(index, "velodyne", ".bin"), 4, self._options)
+        points = read_points(self._file(index, "velodyne", self._suffixes[index]), 4, self._options)
         frame, sequence = Frame(self.ids[index], points), self.scenes[index]
         if needs.labels and (self._sequences / sequence / "labels").is_dir():
             file = self._file(index, "labels", ".label")
@@ -98,7 +101,12 @@ class SemanticKitti:
         for i, which in enumerate(cameras_of(frame.id, self._cameras, needs, rng)):
             camera = self._cameras[which]
             lidar_to_camera, projection = self._lidar_to_camera(sequence), self._calibration(sequence, CAMERAS[camera])
-            view = read_view(camera, self._token(index, camera), self._file(index, camera, ".png"), needs.shrink)
+            if not is_camera(projection):
+                file = self._sequences / sequence / "calib.txt"
+                raise InputError(
+                    f"`{CAMERAS[camera]}` of {file} projects no point: restore the file from the data set."
+                )
+            view = read_view(camera, self._token(index, camera), self._image(index, camera), needs.shrink)
             point, row, column = project(points, [lidar_to_camera], [], projection, view.size)
             frame.cameras.append(view)
             pairs.append(Pairs(point, np.full_like(point, i), row, column))
@@ -111,25 +119,42 @@ class SemanticKitti:
     def _file(self, index: int, kind: str, suffix: str) -> Path:
         return self._sequences / self.scenes[index] / kind / f"{self._scans[index]}{suffix}"
 
+    def _image(self, index: int, camera: str) -> Path:
+        """In `image_2`, say, or else where KITTI's raw data have it: `image_02/data`."""
+        folder, raw = self._sequences / self.scenes[index], f"{camera.replace('_', '_0')}/data"
+        there = (folder / camera).exists() or not (folder / raw).is_dir()
+        return self._file(index, camera if there else raw, ".png")
+
     def _calibration(self, sequence: str, key: str) -> np.ndarray:
         """A row of the sequence's calib.txt, [3, 4] float64."""
-        file = self._sequences / sequence / "calib.txt"
-        if sequence not in self._calibrations:
-            lines = (line.split(":", 1) for line in read_text(file).splitlines() if ":" in line)
-            self._calibrations[sequence] = {name.strip(): numbers for name, numbers in lines}
-        if key not in self._calibrations[sequence]:
+        file, rows = self._sequences / sequence / "calib.txt", self._calibration_rows(sequence)
+        if key not in rows:
             raise InputError(
                 f"{file} has no `{key}`, which images and poses need: take the calib.txt of the velodyne data or of "
                 "SemanticKITTI (the one that comes with KITTI's odometry images has no `Tr`)."
             )
-        return _matrix(self._calibrations[sequence][key], file, f"`{key}`")
+        return _matrix(rows[key], file, f"`{key}`")
+
+    def _calibration_rows(self, sequence: str) -> dict[str, list[str]]:
+        file = self._sequences / sequence / "calib.txt"
+        if sequence not in self._calibrations:
+            lines = [line.split(":", 1) for line in read_text(file).splitlines() if ":" in line]
+            found = {}
+            for name, numbers in ((name.strip(), numbers.split()) for name, numbers in lines):
+                if found.setdefault(name, numbers) != numbers:
+                    raise InputError(f"{file} has `{name}` twice, with other numbers: keep the line that is right.")
+            self._calibrations[sequence] = found
+        return self._calibrations[sequence]
 
     def _lidar_to_camera(self, sequence: str) -> Rigid:
-        """Lidar -> camera 0."""
-        tr = self._calibration(sequence, "Tr")
-        if abs(np.linalg.det(tr[:, :3]) - 1) > 0.01:
-            file = self._sequences / sequence / "calib.txt"
-            raise InputError(f"`Tr` of {file} is no rotation and translation: restore the file from the data set.")
+        """Lidar -> camera 0: `Tr`, or what the calibrations of KITTI's object benchmark have in its place."""
+        file, rows = self._sequences / sequence / "calib.txt", self._calibration_rows(sequence)
+        key = "Tr_velo_to_cam" if "Tr" not in rows and "Tr_velo_to_cam" in rows else "Tr"
+        tr = self._calibration(sequence, key)
+        if key != "Tr" and "R0_rect" in rows:  # which `Tr` contains
+            tr = _matrix(rows["R0_rect"], file, "`R0_rect`", columns=3) @ tr
+        if not is_rigid(tr):
+            raise InputError(f"`{key}` of {file} is no rotation and translation: restore the file from the data set.")
         return Rigid(tr[:, :3], tr[:, 3])
 
     def _pose(self, index: int) -> np.ndarray:
@@ -141,9 +166,14 @@ class SemanticKitti:
                     f"cannot read {file}: it is not there, and poses are needed; take it from SemanticKITTI, write "
                     "what your own odometry says, or choose a method that needs no poses."
                 )
-            lines = enumerate(read_text(file).splitlines(), 1)
-            poses = [_matrix(line, file, f"line {i}") for i, line in lines if line.strip()]
-            self._poses[sequence] = np.array(poses).reshape(-1, 3, 4)
+            lines = [(i, line) for i, line in enumerate(read_text(file).splitlines(), 1) if line.strip()]
+            poses = np.array([_matrix(line.split(), file, f"line {i}") for i, line in lines]).reshape(-1, 3, 4)
+            if len(bent := np.flatnonzero(~is_rigid(poses))):
+                raise InputError(
+                    f"line {lines[bent[0]][0]} of {file} is no rotation and translation: restore the file from the "
+                    "data set."
+                )
+            self._poses[sequence] = poses
         poses = self._poses[sequence]
         if number >= len(poses):
             raise InputError(
@@ -160,10 +190,10 @@ def _files(folder: Path) -> list[str]:
         return []
 
 
-def _scans(folder: Path) -> list[str]:
-    """Names of a sequence's scans, without their suffix, in order. Raises InputError if none is named like one."""
+def _scans(folder: Path) -> list[tuple[str, str]]:
+    """Names and suffixes of a sequence's scans, in order. Raises InputError if none is named like one."""
     files = _files(folder / "velodyne")
-    scans = sorted(match[1] for file in files if (match := _SCAN.fullmatch(file)))
+    scans = sorted(match.groups() for file in files if (match := _SCAN.fullmatch(file)))
     strange = [file for file in files if not file.startswith(".")]
     if strange and not scans:
         raise InputError(
@@ -173,14 +203,15 @@ def _scans(folder: Path) -> list[str]:
     return scans
 
 
-def _matrix(text: str, file: Path, where: str) -> np.ndarray:
-    """Twelve numbers as `[3, 4]` float64."""
+def _matrix(numbers: list[str], file: Path, where: str, columns: int = 4) -> np.ndarray:
+    """Numbers as `[3, columns]` float64."""
     try:
-        matrix = np.array(text.split(), np.float64).reshape(3, 4)
+        matrix = np.array(numbers, np.float64).reshape(3, columns)
     except ValueError:
-        matrix = np.full((3, 4), np.nan)
+        matrix = np.array(np.nan)
     if not np.isfinite(matrix).all():
-        raise InputError(f"{where} of {file} is not twelve finite numbers: restore the file from the data set.")
+        count = {3: "nine", 4: "twelve"}[columns]
+        raise InputError(f"{where} of {file} is not {count} finite numbers: restore the file from the data set.")
     return matrix
 
 

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from data.files import InputError
+from data.frame import Frame
 
 
 class NothingToDraw(InputError):
@@ -22,10 +23,24 @@ class Notes:
 
     unread: (frame, why) of frames that could not be read and that others stand in for.
     redrawn: how many times the item was drawn again because it was of no use.
+    remarks: what else a user should know, by what it is about; of each the first is said, once.
     """
 
     unread: list[tuple[str, str]] = field(default_factory=list)
     redrawn: int = 0
+    remarks: dict[str, str] = field(default_factory=dict)
+
+
+def without_unmeasured(frame: Frame, notes: Notes) -> Frame:
+    """The frame without the points that are NaN (`data.frame.measured`); a note says if there are any."""
+    lost = np.isnan(frame.points[:, 0])
+    if not lost.any():
+        return frame
+    notes.remarks["points"] = (
+        f"{lost.sum()} of the {len(lost)} points of frame {frame.id} are NaN, infinite or beyond any lidar's range: "
+        "the network does not see them, and where they have a label they count as wrong. More frames may have some."
+    )
+    return frame.select(~lost)
 
 
 class Sample(Protocol):

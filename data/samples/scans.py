@@ -16,7 +16,7 @@ from data.augment import AugmentSettings
 from data.datasets.dataset import Reader
 from data.files import DataGone, InputError
 from data.frame import Batch, Frame, Needs, collate
-from data.samples import Notes, NothingToDraw
+from data.samples import Notes, NothingToDraw, without_unmeasured
 
 DRAWS = 100  # pairs that are tried for one item
 
@@ -124,7 +124,7 @@ class Scans:
         frames = []
         for row in map(int, rows):
             try:
-                frames.append(self.reader.read(row, Needs(pose=True)))
+                frames.append(without_unmeasured(self.reader.read(row, Needs(pose=True)), notes))
             except DataGone:
                 raise
             except InputError as error:

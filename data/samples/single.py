@@ -9,13 +9,13 @@ from data import augment as augmentation
 from data.augment import AugmentSettings
 from data.datasets.dataset import Reader
 from data.frame import Batch, Frame, Needs, collate
-from data.samples import Notes
+from data.samples import Notes, without_unmeasured
 from data.superpixels import SuperpixelSettings, load_or_compute
 
 
 @dataclass
 class Single:
-    """A frame with what is needed of it, augmented.
+    """A frame with what is needed of it, augmented. Without augmentation it keeps every row, also of points not seen.
 
     Args:
         reader: where frames come from.
@@ -39,13 +39,14 @@ class Single:
 
     def draw(self, index: int, rng: np.random.Generator) -> tuple[Frame, Notes]:
         """Frame `index`. Raises InputError for files that cannot be used."""
-        frame = self.reader.read(index, self.needs, rng)
+        frame, notes = self.reader.read(index, self.needs, rng), Notes()
         if self.needs.superpixels:
             for view in frame.cameras:
-                view.superpixels = load_or_compute(view, *self.superpixels)
+                view.superpixels = load_or_compute(view, *self.superpixels, notes.remarks)
+        seen = without_unmeasured(frame, notes)
         if self.augment is not None:
-            frame = augmentation.apply(frame, augmentation.draw(rng, frame, self.augment))
-        return frame, Notes()
+            frame = augmentation.apply(seen, augmentation.draw(rng, seen, self.augment))
+        return frame, notes
 
     def collate(self, items: list[Frame]) -> Batch:
         """The frames as one Batch."""

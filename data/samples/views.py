@@ -14,7 +14,7 @@ import torch
 from data.datasets.dataset import Reader
 from data.files import InputError
 from data.frame import Batch, Frame, Needs, collate
-from data.samples import Notes
+from data.samples import Notes, without_unmeasured
 
 TRIES = 100  # draws of a box before the last one is taken as it is
 
@@ -182,14 +182,15 @@ class Views:
 
     def draw(self, index: int, rng: np.random.Generator) -> tuple[dict[str, Frame], Notes]:
         """Scan `index` in each view. Raises InputError for files that cannot be used, and for a scan without points."""
-        frame = self.reader.read(index, Needs(), rng)
+        notes = Notes()
+        frame = without_unmeasured(self.reader.read(index, Needs(), rng), notes)
         if len(frame.points) == 0:
             raise InputError(f"the scan {frame.id} has no points: remove it, or fetch it again.")
         points = frame.points
         if len(points) > self.most:
             points = points[rng.permutation(len(points))[: self.most]]
         drawn = {name: draw(rng, points, self.augment, count) for name, count in self.views.items()}
-        return {name: replace(frame, points=apply(points, view)) for name, view in drawn.items()}, Notes()
+        return {name: replace(frame, points=apply(points, view)) for name, view in drawn.items()}, notes
 
     def collate(self, items: list[dict[str, Frame]]) -> ViewsBatch:
         """The scans as one batch."""

@@ -12,7 +12,7 @@ from data.datasets.semantic_kitti import SemanticKitti
 from data.files import DataGone, InputError
 from data.frame import Batch, Needs
 from data.subsets import select
-from tests.data.test_loading import Frames, error_of, loader_of
+from tests.data.test_loading import DRAWN, EVERYTHING, Frames, error_of, loader_of
 
 # Frames that cannot be read
 
@@ -55,6 +55,45 @@ def test_the_share_is_of_the_whole_split_and_counts_over_epochs():
     assert error_of(loader) == "no error"
     loader._loader.dataset.sample.reader.broken = (1,)  # another one, later
     assert error_of(loader).startswith("2 of 1000 frames cannot be read")
+
+
+# Points that no lidar measures
+
+
+class Patchy(Frames):
+    """The second and the last point of every frame are no measurements."""
+
+    def read(self, index, *args, **options):
+        frame = super().read(index, *args, **options)
+        frame.points[[1, -1]] = np.nan
+        return frame
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_unmeasured_points_are_said_once(capsys, workers):
+    """Once a loader, whatever the epochs, frames and workers; the first frame is named."""
+    loader = loader_of(Patchy(6), workers=workers)
+    for epoch in (0, 1):
+        loader.set_epoch(epoch)
+        for batch in loader:
+            lost = batch.points.isnan().all(1).nonzero()[:, 0].tolist()
+            first = len(Frames(6).read(int(batch.ids[0][1:]), Needs()).points)
+            assert lost == [1, first - 1, first + 1, len(batch.points) - 1]  # their rows stay
+            assert sorted([*batch.measured.tolist(), *lost]) == list(range(len(batch.points)))
+    err = capsys.readouterr().err
+    assert err.count("beyond any lidar's range") == 1 and "2 of the 100 points of frame f0 are NaN, infinite" in err
+
+
+def test_augmented_frames_have_measured_points_only():
+    """They are drawn as if the others were not in the scan; labels and pairs keep to their points."""
+    (batch,) = loader_of(Patchy(1), augment=DRAWN)
+    assert not batch.points.isnan().any() and batch.measured is None and len(batch.labels) == len(batch.points)
+    frame = Patchy(1).read(0, EVERYTHING)
+    there = ~np.isnan(frame.points[:, 0])
+    kept = frame.select(there)
+    kept_pairs = frame.pairs.select(there[frame.pairs.point])
+    np.testing.assert_array_equal(kept.points[kept.pairs.point], frame.points[kept_pairs.point])
+    np.testing.assert_array_equal(kept.labels, frame.labels[there])
 
 
 # Workers that die

@@ -88,17 +88,49 @@ def test_read_points(tmp_path, columns):
 
 @settings(max_examples=30, deadline=None)
 @given(st.dictionaries(st.integers(0, 49), st.tuples(st.integers(0, 3), st.sampled_from([np.nan, np.inf, -np.inf]))))
-def test_points_that_are_not_finite_are_counted(tmp_path_factory, broken):
+def test_points_that_are_not_finite_keep_their_rows(tmp_path_factory, broken):
     file = tmp_path_factory.mktemp("scan") / "a.bin"
     values = np.zeros((50, 4), np.float32)
     for row, (column, value) in broken.items():
         values[row, column] = value
     values.tofile(file)
-    if broken:
-        with pytest.raises(InputError, match=f"a.bin has NaN or infinity in {len(broken)} of its 50 points"):
+    if len(broken) == 50:
+        with pytest.raises(InputError, match="a.bin has NaN or infinity in 50 of its 50 points"):
             read_points(file, 4)
     else:
-        assert read_points(file, 4).shape == (50, 4)
+        points = read_points(file, 4)
+        assert np.isnan(points).all(1).tolist() == [row in broken for row in range(50)]
+        assert (points[~np.isnan(points)] == 0).all()
+
+
+@pytest.mark.parametrize("far", [4, 5, 6])
+def test_points_beyond_a_lidars_range(tmp_path, far):
+    """A few are left out of what is seen; of many the number of columns is in doubt, or the unit."""
+    values = np.ones((50, 4), np.float32)
+    values[:far, :3] = 1001 * np.eye(3)[np.arange(far) % 3]
+    values.tofile(tmp_path / "a.bin")
+    if far > 5:
+        with pytest.raises(InputError, match="columns: 6 of its 50 points would be more than a kilometre away"):
+            read_points(tmp_path / "a.bin", 4, ReadOptions(columns=4))
+    else:
+        assert np.isnan(read_points(tmp_path / "a.bin", 4)).all(1).sum() == far
+
+
+@pytest.mark.parametrize("order", ["in turn", "two lasers", "random"])
+@pytest.mark.parametrize("columns", [4, 5, 6, 8])
+def test_the_number_of_columns_shows(tmp_path, columns, order):
+    """Points that follow each other are near each other, unless lasers take turns or somebody mixed them."""
+    rng = np.random.default_rng(0)
+    scan = np.cumsum(rng.normal(0, 0.1, (2000, columns)), 0) + rng.uniform(-20, 20, columns)
+    scan[:, 3] = rng.uniform(0, 1, len(scan))
+    if order == "two lasers":
+        scan[::2, :3] += (30, 20, 5)
+    scan = rng.permutation(scan) if order == "random" else scan
+    scan.astype(np.float32).tofile(tmp_path / "a.bin")
+    assert len(read_points(tmp_path / "a.bin", columns)) == 2000
+    for wrong in [n for n in (4, 5, 8, 10) if n % columns and columns != 2 * n] if order == "in turn" else ():
+        with pytest.raises(InputError, match=f"not seem to have {wrong} columns: its numbers look alike every"):
+            read_points(tmp_path / "a.bin", 4, ReadOptions(columns=wrong))
 
 
 def test_read_text(tmp_path):
@@ -159,7 +191,7 @@ def test_every_truncated_image_is_an_input_error(tmp_path, suffix):
 def test_no_image(tmp_path):
     (tmp_path / "a.jpg").write_text("<html>not found</html>")
     for name in ("a.jpg", "gone.jpg"):
-        with pytest.raises(InputError, match=f"cannot decode the image .*{name}"):
+        with pytest.raises(InputError, match=f"cannot (decode the image|read) .*{name}"):
             read_image(tmp_path / name)
 
 

@@ -235,7 +235,7 @@ def test_broken_intrinsics(world):
         ("lidarseg/scene-0103-10-LIDAR_TOP.bin", b"\x20" * 7, "lidarseg.* has the label 32"),
         ("lidarseg/scene-0103-10-LIDAR_TOP.bin", None, "cannot read .*lidarseg"),
         ("samples/scene-0103-10-CAM_BACK.png", b"no image", "cannot decode the image .*CAM_BACK.png"),
-        ("samples/scene-0103-10-CAM_BACK.png", None, "cannot decode the image .*CAM_BACK.png"),
+        ("samples/scene-0103-10-CAM_BACK.png", None, "cannot read .*CAM_BACK.png"),
     ],
 )
 def test_broken_files(world, file, content, message):

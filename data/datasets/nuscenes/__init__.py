@@ -55,7 +55,8 @@ class NuScenes:
         indices = [(cached_index(folder, index_cache), scenes) for folder, scenes in chosen.items()]
         where = ", ".join(map(str, chosen))
         self._cameras = _choose_cameras(options, [index["sensors"].tolist() for index, _ in indices], where)
-        parts = [_part(index, scenes, self._cameras) for index, scenes in indices]
+        self._categories = [index["categories"].tolist() for index, _ in indices]
+        parts = [_part(index | {"tables": i}, scenes, self._cameras) for i, (index, scenes) in enumerate(indices)]
         self._index = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
         if not len(self._index["scene"]):
             raise InputError(f"the scenes of the split `{split}` in {where} have no keyframe; choose another split.")
@@ -68,6 +69,7 @@ class NuScenes:
                 "other cameras."
             )
         self.scenes: list[str] = self._index["scene"].tolist()
+        self.labelled = (self._index["labels"] != b"").tolist()
         self.ids = [token.decode() for token in self._index["token"][:, 0]]
 
     def __len__(self) -> int:
@@ -95,10 +97,13 @@ class NuScenes:
     def _read(self, index: int, needs: Needs, rng: np.random.Generator | None) -> Frame:
         row = {name: values[index] for name, values in self._index.items()}
         points = read_points(self._file(row["path"][0]), 5, self._options)  # the fifth is the laser's number
-        frame = Frame(self.ids[index], points)
+        frame = Frame(self.ids[index], points, forward=(0.0, 1.0))
         if needs.labels and row["labels"]:
-            file = self._file(row["labels"])
-            frame.labels = self.dataset.to_train_ids(read_array(file, "u1", rows=len(points)), file)
+            file, categories = self._file(row["labels"]), self._categories[row["tables"]]
+            raw = read_array(file, "u1", rows=len(points))
+            if categories and self.dataset.categories:
+                raw = _renumbered(raw, categories, self.dataset.categories, file)
+            frame.labels = self.dataset.to_train_ids(raw, file)
         if needs.pose:
             frame.pose = self.pose(index)
         mounts, egos = ([Rigid.from_quaternion(m[:4], m[4:]) for m in row[name]] for name in ("mount", "ego"))
@@ -119,6 +124,23 @@ class NuScenes:
         return inside(self._root, path.decode())
 
 
+def _renumbered(raw: np.ndarray, stored: list[str], known: tuple[str, ...], file: Path) -> np.ndarray:
+    """Labels `[N]` uint8 that number the `stored` names, by the numbers of the `known` ones. Raises InputError."""
+    numbers = {name: i for i, name in enumerate(known)}
+    if strange := [name for name in stored if name and name not in numbers]:
+        raise InputError(
+            f"category.json names {strange[0]!r}, none of the data set's categories ({', '.join(known[:3])}, ...): "
+            "call it as the one that it is."
+        )
+    table = np.array([numbers.get(name, len(known)) for name in stored], np.uint8)
+    if (unnamed := table[raw] == len(known)).any():
+        raise InputError(
+            f"{file} has the label {raw[unnamed][0]}, which category.json does not name ({unnamed.sum()} points in "
+            "all): complete that table."
+        )
+    return table[raw]
+
+
 def _choose_cameras(options: ReadOptions, sensors: list[list[str]], where: str) -> tuple[str, ...]:
     """The cameras to read; `sensors` are those of each folder of tables."""
     there = [camera for camera in sensors[0][1:] if all(camera in others for others in sensors)]
@@ -137,10 +159,11 @@ def _part(index: Index, scenes: list[str], cameras: tuple[str, ...]) -> Index:
     """The keyframes of these scenes, with the lidar and these cameras as sensors."""
     kept = np.flatnonzero(np.isin(index["scene"], np.array(scenes)))
     sensors = [index["sensors"].tolist().index(name) for name in (LIDAR, *cameras)]
-    return {
+    tables = np.full(len(kept), index["tables"])
+    return {"tables": tables} | {
         name: values[kept] if values.ndim == 1 else values[kept][:, sensors]
         for name, values in index.items()
-        if name != "sensors"
+        if name not in ("tables", "sensors", "categories")
     }
 
 
@@ -269,6 +292,19 @@ _TABLE = (
     ("vegetation", (0, 175, 0), (30,)),
 )
 
+# Names of the raw labels; a data set's own category.json may number them otherwise
+CATEGORIES = tuple(
+    (
+        "noise animal human.pedestrian.adult human.pedestrian.child human.pedestrian.construction_worker "
+        "human.pedestrian.personal_mobility human.pedestrian.police_officer human.pedestrian.stroller "
+        "human.pedestrian.wheelchair movable_object.barrier movable_object.debris movable_object.pushable_pullable "
+        "movable_object.trafficcone static_object.bicycle_rack vehicle.bicycle vehicle.bus.bendy vehicle.bus.rigid "
+        "vehicle.car vehicle.construction vehicle.emergency.ambulance vehicle.emergency.police vehicle.motorcycle "
+        "vehicle.trailer vehicle.truck flat.driveable_surface flat.other flat.sidewalk flat.terrain static.manmade "
+        "static.other static.vegetation vehicle.ego"
+    ).split()
+)
+
 RECORD = DataSet(
     name="nuscenes",
     table=_TABLE,
@@ -276,6 +312,8 @@ RECORD = DataSet(
     open=NuScenes,
     root=Path("datasets/nuscenes"),
     how_to_get="get it from nuscenes.org (v1.0-mini or v1.0-trainval with lidarseg)",
+    tuning={("train", "val"): ("pretrain", "pretrain_val")},
     intensity_offset=0.0,  # intensities are stored as 0 to 255 and used so
+    categories=CATEGORIES,
     submission=NuScenesSubmission,
 )

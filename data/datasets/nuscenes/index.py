@@ -4,19 +4,20 @@ import hashlib
 import json
 import re
 import sys
-import zipfile
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
-from data.files import InputError, atomic_write, names_inside, read_json
+from data.files import InputError, atomic_write, names_inside, open_file, read_json, require_intact
+from data.projection import is_camera
 
 LIDAR = "LIDAR_TOP"
 CAMERAS = ("CAM_FRONT", "CAM_FRONT_RIGHT", "CAM_BACK_RIGHT", "CAM_BACK", "CAM_BACK_LEFT", "CAM_FRONT_LEFT")
-_TABLES = ("scene", "sample", "sample_data", "ego_pose", "calibrated_sensor", "sensor", "lidarseg")
-_FORMAT = 2  # raise it when the arrays of `_build_index` change
+_TABLES = ("scene", "sample", "sample_data", "ego_pose", "calibrated_sensor", "sensor", "lidarseg", "category")
+_TEXTS = "token", "name", "filename", "channel", "sample_token", "scene_token", "sensor_token", "sample_data_token"
+_FORMAT = 3  # raise it when the arrays of `_build_index` change
 _SLOW_TABLES = 100_000_000  # bytes of JSON; above it users should be told what they are waiting for
 
 Index = dict[str, np.ndarray]  # see _build_index
@@ -30,11 +31,14 @@ def cached_index(folder: Path, cache: str | Path | None) -> Index:
     files = [file for name in _TABLES if (file := folder / f"{name}.json").exists()]
     stamp = json.dumps([_FORMAT] + [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files])
     try:
-        with np.load(cache) as stored:
+        with open_file(cache) as file:
+            require_intact(file)
+            file.seek(0)
+            stored = np.load(file)
             if str(stored["stamp"]) == stamp:
                 return {name: stored[name] for name in stored.files if name != "stamp"}
-    except (OSError, ValueError, KeyError, EOFError, MemoryError, zipfile.BadZipFile):
-        pass  # no cache yet, or not ours
+    except Exception:  # no cache yet, or not ours: zipfile and NumPy raise a dozen types for these
+        pass
     if sum(file.stat().st_size for file in files) > _SLOW_TABLES:
         print(f"indexing {folder}, once, in up to a minute ...", file=sys.stderr, flush=True)
     index = _build_index(folder)
@@ -49,9 +53,10 @@ def cached_index(folder: Path, cache: str | Path | None) -> Index:
 def _build_index(folder: Path) -> Index:
     """Read the tables of F keyframes and S sensors: LIDAR_TOP, then every camera. Strings are bytes, which are small.
 
-    sensors [S] str; scene [F] str; labels [F], empty = none; token and path [F, S], empty = the keyframe lacks this
-    camera; mount (sensor -> vehicle) and ego (vehicle -> world, at the sensor's own time) [F, S, 7] float64, a
-    quaternion (w, x, y, z) and a translation in metres; intrinsics [F, S, 3, 3] float64, the identity for the lidar.
+    categories [256] str, by the number that labels use, empty = none ([0] without lidarseg); sensors [S] str; scene [F]
+    str; labels [F], empty = none; token and path [F, S], empty = the keyframe lacks this camera; mount (sensor ->
+    vehicle) and ego (vehicle -> world, at the sensor's own time) [F, S, 7] float64, a quaternion (w, x, y, z) and a
+    translation in metres; intrinsics [F, S, 3, 3] float64, the identity for the lidar.
     """
     try:
         channels = {row["token"]: row["channel"] for row in table(folder, "sensor") if _is_used(row)}
@@ -90,6 +95,7 @@ def _build_index(folder: Path) -> Index:
             for token, row in mounts.items()
         }
         index = {
+            "categories": np.array(_categories(folder), str),
             "sensors": np.array(sensors, str),
             "scene": np.array([scenes[sample["scene_token"]][1] for sample in samples], str),
             "token": _encoded(of_each(lambda row: _plain_name(row["token"], folder), "")),
@@ -104,6 +110,21 @@ def _build_index(folder: Path) -> Index:
     return index
 
 
+def _categories(folder: Path) -> list[str]:
+    """The names of the categories by the number that labels use, "" = none; no names if there is no such table."""
+    if not (folder / "category.json").exists() or not (folder / "lidarseg.json").exists():
+        return []
+    names = [""] * 256
+    for row in table(folder, "category"):
+        number, name = row.get("index"), row["name"][:80]  # without lidarseg, categories have no numbers
+        if number is None:
+            continue
+        if number not in range(256) or names[number] not in ("", name):
+            raise ValueError(f"category.json gives {name!r} the number {number!r}, which is no byte or another's")
+        names[number] = name
+    return names
+
+
 def _is_used(sensor: dict) -> bool:
     """Whether a sensor is the lidar or a camera."""
     return sensor["channel"] in (LIDAR, *CAMERAS) or sensor.get("modality") == "camera"
@@ -111,8 +132,14 @@ def _is_used(sensor: dict) -> bool:
 
 def table(folder: Path, name: str, keep: Callable[[dict], bool] = lambda row: True) -> list[dict]:
     """The rows of a table that satisfy `keep`; the rest is dropped while parsing, because there are millions."""
-    rows = read_json(folder / f"{name}.json", lambda row: row if keep(row) else None)
-    return [row for row in rows if row is not None]
+    file = folder / f"{name}.json"
+    rows = read_json(file, lambda row: row if keep(row) else None)
+    rows = [row for row in rows if row is not None] if isinstance(rows, list) else [rows]
+    for row in rows:
+        texts = [row.get(key, "") for key in _TEXTS] if isinstance(row, dict) else [None]
+        if not all(isinstance(text, str) and len(text) <= 1000 for text in texts):
+            raise InputError(f"{file} has a row without short texts where these belong; download it again.")
+    return rows
 
 
 def _motion(row: dict) -> list[float]:
@@ -125,8 +152,8 @@ def _motion(row: dict) -> list[float]:
 
 def _intrinsics(row: dict) -> list[list[float]]:
     matrix = np.array(row["camera_intrinsic"], np.float64)
-    if matrix.shape != (3, 3) or not np.isfinite(matrix).all():
-        raise ValueError("camera_intrinsic is not 3 x 3 finite numbers")
+    if matrix.shape != (3, 3) or not np.isfinite(matrix).all() or not is_camera(matrix):
+        raise ValueError(f"camera_intrinsic is not 3 x 3 finite numbers of a camera in {row['token']}")
     return matrix.tolist()
 
 

@@ -9,17 +9,20 @@ import shutil
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 from PIL import Image
 
+from data.datasets.nuscenes import CATEGORIES
 from data.datasets.synthetic.render import KITTI_LABEL, NUSCENES_LABEL, cast, paint, reflect
 from data.datasets.synthetic.world import Scene, make_scene
-from data.files import InputError, atomic_write, write_text
+from data.files import InputError, atomic_write, read_json, write_text
 from data.progress import Progress
 from data.projection import Rigid
 
 VERSION = "v1.0-synthetic"
+FILM, FILM_FRAMES = "film", 20  # a split of its own, and its keyframes
 BEAMS, LIDAR_RANGE, DROPPED, RANGE_NOISE = 32, 70.0, 0.06, 0.02
 SECONDS, SPEED = 0.5, 6.0  # between keyframes; metres a second of the ego
 EPOCH = 1_700_000_000_000_000  # microseconds; time of the first keyframe
@@ -39,15 +42,6 @@ KITTI_SIZE = (375, 1242)
 KITTI_TR = np.array([[0, -1, 0, -0.012], [0, 0, -1, -0.054], [1, 0, 0, -0.292]])  # velodyne -> camera 0
 KITTI_P2 = np.array([[718.9, 0, 607.2, 45.4], [0, 718.9, 185.2, -0.11], [0, 0, 1, 0.0038]])
 KITTI_HEIGHT = 1.73  # of the velodyne
-CATEGORIES = (
-    "noise animal human.pedestrian.adult human.pedestrian.child human.pedestrian.construction_worker "
-    "human.pedestrian.personal_mobility human.pedestrian.police_officer human.pedestrian.stroller "
-    "human.pedestrian.wheelchair movable_object.barrier movable_object.debris movable_object.pushable_pullable "
-    "movable_object.trafficcone static_object.bicycle_rack vehicle.bicycle vehicle.bus.bendy vehicle.bus.rigid "
-    "vehicle.car vehicle.construction vehicle.emergency.ambulance vehicle.emergency.police vehicle.motorcycle "
-    "vehicle.trailer vehicle.truck flat.driveable_surface flat.other flat.sidewalk flat.terrain static.manmade "
-    "static.other static.vegetation vehicle.ego"
-).split()
 
 
 @dataclass(frozen=True)
@@ -64,9 +58,30 @@ class SyntheticWorld:
     azimuths: int = 512
     seed: int = 0
 
+    cameras: ClassVar = CAMERAS
+    seconds: ClassVar[float] = SECONDS  # between keyframes
+
+    @property
+    def splits(self) -> dict[str, range]:
+        """Split -> its scenes; the last `val_scenes` are held out."""
+        both = self.train_scenes + self.val_scenes
+        return {"train": range(self.train_scenes), "val": range(self.train_scenes, both)}
+
     def scene(self, index: int) -> Scene:
-        """Scene `index`; the last `val_scenes` are held out."""
+        """Scene `index`."""
         return make_scene(np.random.default_rng([self.seed, index]))
+
+
+class FilmWorld(SyntheticWorld):
+    """The first held-out scene of a world alone, in more keyframes and less apart, seen by the front camera."""
+
+    cameras = {"CAM_FRONT": CAMERAS["CAM_FRONT"]}
+    seconds = 0.2  # after 20 keyframes the ego is still where no other vehicle drives in its lane
+
+    @property
+    def splits(self) -> dict[str, range]:
+        """The one split and its scene."""
+        return {FILM: range(self.train_scenes, self.train_scenes + 1)}
 
 
 def quaternion_matrix(q: tuple[float, float, float, float]) -> np.ndarray:
@@ -148,11 +163,11 @@ def _save_image(path: Path, image: np.ndarray) -> None:
         Image.fromarray(image).save(temporary, **options)
 
 
-def _nuscenes_names(scene: int, frame: int) -> dict[str, tuple[str, int, float]]:
+def _nuscenes_names(world: SyntheticWorld, scene: int, frame: int) -> dict[str, tuple[str, int, float]]:
     """Sensor channel -> (file name, timestamp in microseconds, seconds since the scene's start)."""
     names = {}
-    for channel, offset in {"LIDAR_TOP": 0.0, **{c: row[3] for c, row in CAMERAS.items()}}.items():
-        seconds = frame * SECONDS + offset
+    for channel, offset in {"LIDAR_TOP": 0.0, **{c: row[3] for c, row in world.cameras.items()}}.items():
+        seconds = frame * world.seconds + offset
         stamp = EPOCH + scene * 60_000_000 + round(seconds * 1e6)
         ending = "pcd.bin" if channel == "LIDAR_TOP" else "jpg"
         names[channel] = f"samples/{channel}/synthetic-{9001 + scene}__{channel}__{stamp}.{ending}", stamp, seconds
@@ -161,7 +176,7 @@ def _nuscenes_names(scene: int, frame: int) -> dict[str, tuple[str, int, float]]
 
 def _write_nuscenes_frame(job: tuple[Path, SyntheticWorld, int, int]) -> None:
     root, world, scene_index, frame = job
-    scene, names = world.scene(scene_index), _nuscenes_names(scene_index, frame)
+    scene, names = world.scene(scene_index), _nuscenes_names(world, scene_index, frame)
     rng = np.random.default_rng([world.seed, scene_index, frame])
     name, _, seconds = names["LIDAR_TOP"]
     pose = _ego_pose(scene, seconds) @ _pose(quaternion_matrix(LIDAR[1]), LIDAR[0])
@@ -170,7 +185,7 @@ def _write_nuscenes_frame(job: tuple[Path, SyntheticWorld, int, int]) -> None:
     _save_array(root / name, rows)
     token = _token(world, "LIDAR_TOP", scene_index, frame)
     _save_array(root / "lidarseg" / VERSION / f"{token}_lidarseg.bin", NUSCENES_LABEL[material])
-    for camera, (translation, rotation, _, _) in CAMERAS.items():
+    for camera, (translation, rotation, _, _) in world.cameras.items():
         name, _, seconds = names[camera]
         pose = _ego_pose(scene, seconds) @ _pose(quaternion_matrix(rotation), translation)
         size = _size(IMAGE_SIZE, world.image_scale)
@@ -201,7 +216,7 @@ def _tables(world: SyntheticWorld) -> dict[str, list[dict]]:
     tables["map"] = [
         {"token": _token(world, "map"), "category": "semantic_prior", "filename": "maps/empty.png", "log_tokens": [log]}
     ]
-    sensors = {"LIDAR_TOP": LIDAR, **{c: row[:2] for c, row in CAMERAS.items()}}
+    sensors = {"LIDAR_TOP": LIDAR, **{c: row[:2] for c, row in world.cameras.items()}}
     tables["sensor"] = [
         {"token": _token("sensor", c), "channel": c, "modality": "lidar" if c == "LIDAR_TOP" else "camera"}
         for c in sensors
@@ -220,7 +235,7 @@ def _tables(world: SyntheticWorld) -> dict[str, list[dict]]:
         tables[name] = []
     height, width = _size(IMAGE_SIZE, world.image_scale)
     last = world.frames_per_scene - 1
-    for s in range(world.train_scenes + world.val_scenes):
+    for s in (scene for part in world.splits.values() for scene in part):
         scene = world.scene(s)
         samples = [_token(world, "sample", s, f) for f in range(world.frames_per_scene)]
         tables["scene"].append(
@@ -235,7 +250,7 @@ def _tables(world: SyntheticWorld) -> dict[str, list[dict]]:
             }
         )
         for f, sample in enumerate(samples):
-            names = _nuscenes_names(s, f)
+            names = _nuscenes_names(world, s, f)
             tables["sample"].append(
                 {
                     "token": sample,
@@ -279,25 +294,33 @@ def _tables(world: SyntheticWorld) -> dict[str, list[dict]]:
 
 
 def write_nuscenes(root: Path, world: SyntheticWorld, workers: int = 0) -> None:
-    """Write the world under `root` in the nuScenes layout, version `v1.0-synthetic`, with custom splits train and val.
+    """Write the world under `root` in the nuScenes layout, version `v1.0-synthetic`, with its own splits.
 
     A world of the same settings is left as it is. The tables come last, so that a killed run leaves nothing that looks
     like a data set. Raises InputError if another world is there.
     """
     if _already_there(root, world):
         return
-    scenes = world.train_scenes + world.val_scenes
-    jobs = [(root, world, s, f) for s in range(scenes) for f in range(world.frames_per_scene)]
+    splits = {split: [f"scene-{9001 + s}" for s in scenes] for split, scenes in world.splits.items()}
+    jobs = [(root, world, s, f) for part in world.splits.values() for s in part for f in range(world.frames_per_scene)]
     _run(_write_nuscenes_frame, jobs, workers, "built-in world (nuScenes layout)")
     _save_image(root / "maps" / "empty.png", np.zeros((10, 10), np.uint8))
     partial = root / f".{VERSION}"
-    names = [f"scene-{9001 + s}" for s in range(scenes)]
-    splits = {"train": names[: world.train_scenes], "val": names[world.train_scenes :]}
     for name, table in (_tables(world) | {"splits": splits}).items():
         write_text(partial / f"{name}.json", json.dumps(table))
     shutil.rmtree(root / VERSION, ignore_errors=True)
     partial.rename(root / VERSION)
     _sign(root, world)
+
+
+def write_film(root: Path, workers: int = 0) -> None:
+    """Write the split `film` of the world in `root / "nuscenes"`: its `FilmWorld`, a nuScenes root in `root / "film"`.
+
+    So the world's own files stay as they are, and no frame of it is trained on or validated on. Arguments and errors
+    as for `write_nuscenes`.
+    """
+    world = read_json(root / "nuscenes" / "world.json") | {"frames_per_scene": FILM_FRAMES}
+    write_nuscenes(root / FILM, FilmWorld(**world), workers)
 
 
 def _write_kitti_frame(job: tuple[Path, SyntheticWorld, int, int, int]) -> None:
