@@ -7,8 +7,11 @@ import numpy as np
 import torch
 
 from data.files import InputError
-from data.frame import Batch, Frame, collate
+from data.frame import Batch, Frame, collate, measured
+from slidr.config import WithImageNetwork
 from slidr.networks.model_file import Model, apply_layers, load_student, read_model
+from slidr.networks.student import of_points
+from slidr.teachers import LAYERS, TEACHERS, Teacher, load_teacher
 
 
 class Network:
@@ -29,11 +32,13 @@ class Network:
     ) -> torch.Tensor:
         """Features, or classes, of every point of one scan.
 
+        A point that no lidar measures (`data.frame.measured`) has features of NaN, and class 0.
+
         Args:
             points: `[N, 4]` float32: x, y, z in metres, and intensity as the network's data set stores it.
             features: "head" = L2-normalised, in the space that is shared with images (`[N, 64]` of SLidR);
                 "backbone" = what linear probing sees (`[N, 96]` at width 1).
-            head: give classes `[N]` int64 instead, of a segmentation network; 0 (ignored) never.
+            head: give classes `[N]` int64 instead, of a segmentation network; 0 (ignored) never otherwise.
 
         Raises ValueError if the points have another shape, and InputError if classes are asked of a network without.
         """
@@ -41,7 +46,7 @@ class Network:
         if points.ndim != 2 or points.shape[1] != len(self.model.input.columns):
             raise ValueError(f"points must be [N, 4] (x, y, z, intensity); they are {list(points.shape)}.")
         meaning = self.model.input
-        frame = Frame(id="points", points=points.numpy())
+        frame = Frame(id="points", points=measured(points.numpy()))
         batch = collate([frame], meaning.intensity_offset, meaning.intensity_scale)
         return self.classify(batch) if head else self.features(batch, features)
 
@@ -52,18 +57,45 @@ class Network:
         out = x.features
         if kind == "head":
             out = torch.nn.functional.normalize(apply_layers(self.model.point_head, out), dim=1)
-        return out[voxels.inverse]
+        return of_points(out, voxels.inverse, torch.nan)
 
     @torch.no_grad()
     def classify(self, batch: Batch) -> torch.Tensor:
-        """Train ids `[N]` int64, 1 and above, of every point of a batch."""
+        """Train ids `[N]` int64, 1 and above, of every point of a batch; 0 of one that is NaN."""
         if not self.model.class_head:
             raise InputError(f"a network of {self.model.stage} has no classes; load a model.pt of linprobe or fewshot.")
         x, voxels = self.student.backbone(batch.to(self.device))
-        return (apply_layers(self.model.class_head, x.features)[:, 1:].argmax(1) + 1)[voxels.inverse]
+        return of_points(apply_layers(self.model.class_head, x.features)[:, 1:].argmax(1) + 1, voxels.inverse, 0)
 
 
 def load(path: str | Path, device: torch.device | str = "cpu") -> Network:
     """The network of a model.pt, ready for inference; InputError if the file is something else."""
     path = Path(path)
     return Network(read_model(path), path, device)
+
+
+def open_image_network(model: Model, settings: WithImageNetwork) -> tuple[Teacher | None, str]:
+    """The frozen image network that a model was pretrained with, and what to say of it; None if it cannot be had.
+
+    Where the settings name no weights: random or public ones, whichever have the SHA-256 that the model names.
+    """
+    if model.image_head is None or model.teacher is None:
+        return None, "Pixels have no features: the model has no image head."
+    name, layer, given = model.teacher.name, model.teacher.layer, settings.teacher_weights
+    if name not in TEACHERS or layer not in LAYERS:  # a file must not choose which code is imported
+        return None, f"Pixels have no features: its image network {name}, {layer}, is none of this program's."
+    try:
+        for weights in [given] if given else ["random", None]:
+            teacher = load_teacher(name, weights, settings.weights_folder, settings.dilated, layer)
+            if teacher.identity() == model.teacher.model_dump():
+                size = " x ".join(map(str, settings.crop))
+                return teacher, f"Pixels: {name} ({teacher.source}) on pictures of {size}, through the image head."
+    except InputError as error:
+        return None, f"Pixels have no features: {error}"
+    return None, f"Pixels have no features: the model was pretrained with another {name} than {teacher.source}."
+
+
+@torch.no_grad()
+def image_features(model: Model, teacher: Teacher, images: torch.Tensor) -> torch.Tensor:
+    """Features `[I, C, h, w]`, in the space of `Network.features`, not normalised, of images `[I, 3, H, W]` in 0..1."""
+    return apply_layers(model.image_head, teacher(images).movedim(1, -1)).movedim(-1, 1)

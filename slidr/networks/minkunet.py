@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
+
 import torch
 from torch import nn
 
@@ -15,7 +18,7 @@ BLOCKS = {
     "res16unet34c": (2, 3, 4, 6, 2, 2, 2, 2),
 }
 STRIDES = (1, 2, 4, 8, 16)  # tensor strides of the levels
-PREFIXES = ("module.", "model_points.", "model.", "encoder.", "trunk.2.")
+PREFIXES = ("module.", "_orig_mod.", "model_points.", "model.", "encoder.", "backbone.", "trunk.2.")
 OTHERS = ("model_images.", "trunk.")  # beside it in raw checkpoints: the image network; DepthContrast's point network
 
 
@@ -151,20 +154,37 @@ def from_minkowski(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     Known prefixes are stripped, networks beside it (OTHERS) and batch-norm counters left out. Raises InputError naming
     the key for keys that no such network has.
     """
-    ours = {}
+    ours, names = {}, {}
     for name, value in weights.items():
         bare = name
         while prefix := next((p for p in PREFIXES if bare.startswith(p)), None):
             bare = bare[len(prefix) :]
         if bare.startswith(OTHERS):
             continue
-        if not bare.startswith(("conv", "bn", "block", "final")) or not isinstance(value, torch.Tensor):
+        layer = bare.startswith(("conv", "bn", "block", "final")) and isinstance(value, torch.Tensor)
+        if not layer or not (value.ndim or bare.endswith(UNREAD)):
             raise InputError(f"`{name}` is no layer of a Res16UNet; is this the lidar network of a checkpoint?")
         if bare.endswith(".kernel"):
             bare = bare[: -len("kernel")] + "weight"
             value = value[None] if value.ndim == 2 else value
         elif bare == "final.bias":
             value = value.reshape(-1)
+        if bare in ours:
+            raise InputError(f"`{names[bare]}` and `{name}` both mean `{bare}`; remove one of them from the file.")
         if not bare.endswith(UNREAD):
-            ours[bare] = value
+            ours[bare], names[bare] = value, name
     return ours
+
+
+def shape_of(weights: dict[str, torch.Tensor]) -> tuple[str, float]:
+    """The architecture and width of a network's weights in our layout, by their names and shapes.
+
+    Raises InputError if no architecture has these blocks.
+    """
+    blocks = Counter(key[: key.index(".")] for key in weights if re.fullmatch(r"block\d\.\d+\.conv1\.weight", key))
+    found = tuple(blocks[f"block{level + 1}"] for level in range(len(PLANES)))
+    known = next((name for name, counts in BLOCKS.items() if counts == found), None)
+    widest = weights.get("block4.0.norm1.bn.weight")
+    if known is None or widest is None:
+        raise InputError(f"a network with {found} blocks a level is none of {', '.join(BLOCKS)}; is the file complete?")
+    return known, max(1, widest.numel()) / PLANES[3]

@@ -20,7 +20,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, FiniteFloat, Validat
 from data.files import InputError
 from slidr.networks.minkunet import UNREAD
 from slidr.networks.student import Student, StudentSpec
-from slidr.tensor_files import read_tensors, write_tensors
+from slidr.tensor_files import as_weights, read_tensors, write_tensors
 
 POINT = "x", "y", "z", "intensity"  # what a network takes of a point
 HEAD = "final."  # the last layer in a network's state dict
@@ -38,6 +38,13 @@ def _chained(layers: list[dict[str, torch.Tensor]]) -> list[dict[str, torch.Tens
     return layers
 
 
+def _name(text: str) -> str:
+    if not text.isprintable() or len(text) > 100:
+        raise ValueError("a name has up to 100 letters")
+    return text
+
+
+Name = Annotated[str, AfterValidator(_name)]  # it will be printed
 Layers = Annotated[list[dict[str, torch.Tensor]], AfterValidator(_chained)]
 
 
@@ -48,7 +55,7 @@ class _Part(BaseModel):
 class InputMeaning(_Part):
     """What the network takes of a point: its feature is intensity as stored * scale + offset."""
 
-    columns: tuple[str, ...] = POINT
+    columns: tuple[Name, ...] = POINT
     intensity_scale: FiniteFloat = 1.0
     intensity_offset: FiniteFloat = 0.0
 
@@ -56,31 +63,31 @@ class InputMeaning(_Part):
 class TeacherIdentity(_Part):
     """Which frozen image network, and which of its layers."""
 
-    name: str
-    layer: str
-    sha256: str
+    name: Name
+    layer: Name
+    sha256: Name
 
 
 class Pretraining(_Part):
     """How a network was pretrained, so that figures can say so."""
 
-    method: str
-    dataset: str
+    method: Name
+    dataset: Name
 
 
 class TaskRecord(_Part):
     """What a network was trained for, which decides the published figures that stand beside its own."""
 
-    stage: str
-    dataset: str
-    pct: float
+    stage: Name
+    dataset: Name
+    pct: FiniteFloat
 
 
 class Model(_Part):
     """The content of a model.pt."""
 
     format: Literal[2] = 2
-    stage: str
+    stage: Name
     spec: StudentSpec
     input: InputMeaning = InputMeaning()
     backbone: dict[str, torch.Tensor]
@@ -89,7 +96,7 @@ class Model(_Part):
     class_head: Layers | None = None
     teacher: TeacherIdentity | None = None
     pretraining: Pretraining | None = None
-    classes: tuple[str, ...] = ()
+    classes: tuple[Name, ...] = ()
     task: TaskRecord | None = None
 
 
@@ -103,6 +110,18 @@ def head_layers(student: Student) -> Layers:
     """The last layer of a student as layers; none if it has none."""
     final = student.network.final
     return [] if final is None else [{"weight": final.weight.detach().cpu()[0].T, "bias": final.bias.detach().cpu()}]
+
+
+def layers_of(head: torch.nn.Sequential) -> Layers:
+    """The layers of a head (`slidr.networks.student.make_head`)."""
+    linear = (layer for layer in head if isinstance(layer, torch.nn.Linear))
+    return [{"weight": layer.weight.detach().cpu(), "bias": layer.bias.detach().cpu()} for layer in linear]
+
+
+def parameter_shapes(spec: StudentSpec, out_channels: int | None) -> dict[str, torch.Tensor]:
+    """What a network's state dict must look like, without its numbers and the memory for them."""
+    with torch.device("meta"):
+        return Student(spec, out_channels, bn_momentum=0.1).network.state_dict()
 
 
 def apply_layers(layers: Layers, x: torch.Tensor) -> torch.Tensor:
@@ -125,11 +144,14 @@ def read_model(path: Path) -> Model:
     """The content of a model.pt, whatever its format; InputError if the file is something else."""
     content = read_tensors(path)
     try:
-        return Model(**(_from_format_1(content) if content.get("format") == 1 else content))
+        model = Model(**(_from_format_1(content) if content.get("format") == 1 else content))
     except (KeyError, IndexError, TypeError, AttributeError, ValidationError) as error:
         raise InputError(
             f"{path} is no model.pt of this program; name one, or bring a published one in with `run.py convert`."
         ) from error
+    heads = {name: getattr(model, name) for name in ("point_head", "image_head", "class_head")}
+    checked = {name: layers and [as_weights(path, layer) for layer in layers] for name, layers in heads.items()}
+    return model.model_copy(update=checked | {"backbone": as_weights(path, model.backbone)})
 
 
 def _from_format_1(content: dict) -> dict:
@@ -168,8 +190,7 @@ def load_student(model: Model, path: Path, out_channels: int | None, bn_momentum
             f"{path} takes {', '.join(model.input.columns)} of a point, this program gives {', '.join(POINT)}; choose "
             "other --weights."
         )
-    student = Student(model.spec, out_channels, bn_momentum)
-    own = backbone_weights(student)
+    own = {k: v for k, v in parameter_shapes(model.spec, None).items() if not k.endswith(UNREAD)}
     for name in sorted(own.keys() | model.backbone.keys()):
         if name not in model.backbone or name not in own:
             raise InputError(f"{path}: the key `{name}` is {'missing' if name in own else 'not known'}; is it damaged?")
@@ -178,6 +199,7 @@ def load_student(model: Model, path: Path, out_channels: int | None, bn_momentum
                 f"{path}: `{name}` has shape {list(model.backbone[name].shape)}, this network needs "
                 f"{list(own[name].shape)}."
             )
+    student = Student(model.spec, out_channels, bn_momentum)  # not before it is known that it is as large as its file
     for name in ("point_head", "class_head"):
         layers = getattr(model, name)
         if layers and layers[0]["weight"].shape[1] != student.network.channels:

@@ -1,12 +1,14 @@
 """The lidar network as methods and tasks use it: points -> voxels -> network."""
 
+from dataclasses import replace
+
 import torch
 from pydantic import BaseModel, ConfigDict
 from torch import nn
 
 from data.files import InputError
 from data.frame import Batch
-from slidr.config import Architecture, Grid, Positive, VoxelSize
+from slidr.config import Architecture, Grid, VoxelSize, Width
 from slidr.networks.minkunet import STRIDES, MinkUNet
 from triton_kernels import CartesianGrid, CylindricalGrid, SparseTensor, Voxels, voxelize
 
@@ -17,7 +19,7 @@ class StudentSpec(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     architecture: Architecture
-    width: Positive
+    width: Width
     grid: Grid
     voxel_size: VoxelSize
 
@@ -71,11 +73,21 @@ class Student(nn.Module):
         )
 
     def voxels(self, batch: Batch) -> tuple[SparseTensor, Voxels]:
-        """The batch as voxels: features are those of each voxel's first point, as in the published code."""
+        """The batch as voxels: features are those of each voxel's first point, as in the published code.
+
+        A point that is NaN has none: its `.inverse` is -1 (`of_points`).
+        """
+        points, frame, rows = batch.points[:, :3], batch.batch_index, batch.measured
+        if rows is not None:
+            points, frame = points[rows], frame[rows]
         try:
-            v = voxelize(batch.points[:, :3], batch.batch_index, self.grid, STRIDES)
+            v = voxelize(points, frame, self.grid, STRIDES)
         except ValueError as error:
             raise InputError(f"the frames {', '.join(batch.ids)} do not fit the voxel grid: {error}") from error
+        if rows is not None:
+            v = replace(
+                v, first=rows[v.first], inverse=torch.full_like(batch.batch_index, -1).index_copy(0, rows, v.inverse)
+            )
         return SparseTensor(batch.features[v.first].to(self.network.conv0p1s1.weight.dtype), v), v
 
     def forward(self, batch: Batch) -> tuple[torch.Tensor, Voxels]:
@@ -87,3 +99,15 @@ class Student(nn.Module):
         """(features of every voxel before the last layer, the voxels)."""
         x, v = self.voxels(batch)
         return self.network.backbone(x), v
+
+
+def of_points(values: torch.Tensor, inverse: torch.Tensor, missing: float) -> torch.Tensor:
+    """Each point's row `[N, ...]` of the voxels' `values [V, ...]`, by `inverse [N]`; `missing` if that is -1."""
+    return torch.cat((values, values.new_full((1, *values.shape[1:]), missing)))[inverse]
+
+
+def make_head(channels: int, out: int, hidden: int | None = None) -> nn.Sequential:
+    """A head `[N, channels]` -> `[N, out]`: one linear layer, or two with a ReLU between them."""
+    if hidden is None:
+        return nn.Sequential(nn.Linear(channels, out))
+    return nn.Sequential(nn.Linear(channels, hidden), nn.ReLU(), nn.Linear(hidden, out))

@@ -1,11 +1,15 @@
 """Published checkpoints into ours and back."""
 
+from pathlib import Path
+
+from data.datasets import find_dataset
+from data.datasets.dataset import DataSet
 from data.files import InputError
 from slidr.config import Convert
-from slidr.networks.minkunet import from_minkowski, to_minkowski
-from slidr.networks.model_file import HEAD, Model, backbone_weights, head_layers, read_model, write_model
-from slidr.networks.student import Student, StudentSpec
-from slidr.tensor_files import read_tensors, write_tensors
+from slidr.networks.minkunet import from_minkowski, shape_of, to_minkowski
+from slidr.networks.model_file import HEAD, InputMeaning, Model, parameter_shapes, read_model, write_model
+from slidr.networks.student import StudentSpec
+from slidr.tensor_files import as_weights, read_tensors, write_tensors
 
 
 def run(settings: Convert) -> None:
@@ -17,14 +21,52 @@ def run(settings: Convert) -> None:
         print(f"convert: {len(weights)} tensors, {source} -> {target}")
         return
     content = read_tensors(source, "model_points", "state_dict", "model")
-    weights = from_minkowski(content)
+    weights = as_weights(source, from_minkowski(content))
     if f"{HEAD}weight" not in weights:
         raise InputError(f"{source} lacks the key `final.kernel`; is this the lidar network of a checkpoint?")
-    spec = StudentSpec(**{name: getattr(settings, name) for name in StudentSpec.model_fields})
-    student = Student(spec, weights[f"{HEAD}weight"].shape[-1], bn_momentum=0.05)
+    spec = _spec(settings, weights)
+    _require_fit(source, spec, weights)
+    head = [{"weight": weights[f"{HEAD}weight"][0].T, "bias": weights[f"{HEAD}bias"]}]
+    record = _data_set(settings, source, len(head[0]["bias"]))
+    write_model(
+        target,
+        stage="fewshot" if record else "pretrain",
+        spec=spec,
+        backbone={name: value for name, value in weights.items() if not name.startswith(HEAD)},
+        **(
+            {
+                "class_head": head,
+                "classes": record.classes,
+                "input": InputMeaning(intensity_offset=record.intensity_offset),
+            }
+            if record
+            else {"point_head": head}
+        ),
+    )
+    others = len(content) - len(weights)
+    left_out = f", {others} of other networks and counters left out" if others else ""
+    what = f"{len(record.classes)} classes of {record.name}" if record else f"{len(head[0]['bias'])} features"
+    print(
+        f"convert: {len(weights)} tensors of the lidar network{left_out}, {source} -> {target}: {spec.architecture} "
+        f"of width {spec.width:g}, {what}"
+    )
+
+
+def _spec(settings: Convert, weights: dict) -> StudentSpec:
+    """What the settings say; architecture and width, where they leave them open, by the weights' shapes."""
+    stated = {name: getattr(settings, name) for name in StudentSpec.model_fields}
+    if None in (settings.architecture, settings.width):
+        architecture, width = shape_of(weights)
+        stated["architecture"] = settings.architecture or architecture
+        stated["width"] = settings.width or width
+    return StudentSpec(**stated)
+
+
+def _require_fit(source: Path, spec: StudentSpec, weights: dict) -> None:
+    """Raises InputError, in the published names, for a weight that is missing, not known or misshapen."""
     expected, found = (
         {key: list(value.shape) for key, value in to_minkowski(w).items()}
-        for w in (student.network.state_dict(), weights)
+        for w in (parameter_shapes(spec, weights[f"{HEAD}weight"].shape[-1]), weights)
     )
     for key in expected | found:
         if key not in found:
@@ -36,17 +78,21 @@ def run(settings: Convert) -> None:
                 f"{source}: `{key}` has shape {found[key]}, a {spec.architecture} of --width {spec.width:g} needs "
                 f"{expected[key]}."
             )
-    student.network.load_state_dict(weights, strict=False)
-    write_model(
-        target,
-        stage="pretrain",
-        spec=spec,
-        backbone=backbone_weights(student),
-        point_head=head_layers(student),
-    )
-    others = len(content) - len(weights)
-    left_out = f", {others} of other networks and counters left out" if others else ""
-    print(f"convert: {len(weights)} tensors of the lidar network{left_out}, {source} -> {target}")
+
+
+def _data_set(settings: Convert, source: Path, outputs: int) -> DataSet | None:
+    """The data set whose classes the last layer gives; None if it gives features.
+
+    Raises InputError if the settings name one with another number of classes.
+    """
+    records = [find_dataset(name) for name in ([settings.dataset] if settings.dataset else ("nuscenes", "kitti"))]
+    record = next((record for record in records if len(record.classes) == outputs), None)
+    if settings.dataset and record is None:
+        raise InputError(
+            f"{source} gives {outputs} numbers a voxel, {settings.dataset} has {len(records[0].classes)} classes; "
+            "choose another --dataset or leave it out."
+        )
+    return record
 
 
 def _network_weights(model: Model, source) -> dict:

@@ -90,7 +90,15 @@ class ResNet(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """`[B, 3, h, w]` normalised -> `[B, channels, h / stride, w / stride]`."""
-        x = self.maxpool(F.relu(self.bn1(self.conv1(x))))
+        return self.late(x, 1)[0][0]
+
+    def late(self, x: torch.Tensor, layers: int) -> tuple[list[torch.Tensor], torch.Tensor]:
+        """What the last `layers` layers give, first to last, and the mean of the last one over the image.
+
+        The mean `[B, channels]` is what a classifier would see, as it sees a ViT's class token.
+        """
+        x, outputs = self.maxpool(F.relu(self.bn1(self.conv1(x)))), []
         for i in range(self.layers):
             x = getattr(self, f"layer{i + 1}")(x)
-        return x
+            outputs.append(x)
+        return outputs[-layers:], x.mean((2, 3))

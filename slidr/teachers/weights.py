@@ -14,7 +14,7 @@ from data.files import InputError, atomic_write
 from data.progress import Progress
 from slidr.teachers.resnet import BasicBlock, Bottleneck, ResNet
 from slidr.teachers.vit import VisionTransformer
-from slidr.tensor_files import read_tensors
+from slidr.tensor_files import as_weights, read_tensors
 
 DOWNLOAD_SECONDS = 3600
 
@@ -95,6 +95,19 @@ TEACHERS = {
         "d5383ea8f4877b2472eb973e0fd72d557c7da5d3611bd527ceeb1d7162cbf428",
         1218,
     ),
+    "dinov2_vits14_reg": Entry(
+        (VisionTransformer, *_S, 14, 518, True, 4), f"{_META}/dinov2/dinov2_vits14/dinov2_vits14_reg4_pretrain.pth"
+    ),
+    "dinov2_vitb14_reg": Entry(
+        (VisionTransformer, *_B, 14, 518, True, 4), f"{_META}/dinov2/dinov2_vitb14/dinov2_vitb14_reg4_pretrain.pth"
+    ),
+    "dinov2_vitl14_reg": Entry(
+        (VisionTransformer, *_L, 14, 518, True, 4), f"{_META}/dinov2/dinov2_vitl14/dinov2_vitl14_reg4_pretrain.pth"
+    ),
+    # DINOv3's weights are given out one by one, after a licence is accepted: by file only
+    "dinov3_vits16": Entry((VisionTransformer, *_S, 16, None, True, 4)),
+    "dinov3_vitb16": Entry((VisionTransformer, *_B, 16, None, True, 4)),
+    "dinov3_vitl16": Entry((VisionTransformer, *_L, 16, None, True, 4)),
     "resnet18_imagenet": Entry(
         (ResNet, BasicBlock, (2, 2, 2, 2)),
         "https://download.pytorch.org/models/resnet18-f37072fd.pth",
@@ -154,20 +167,24 @@ def _download(url: str, path: Path, most: int) -> str:
     return digest.hexdigest()
 
 
-_PREFIXES = ("module.", "encoder_q.", "backbone.", "encoder.")
-_HEADS = ("fc.", "head.", "heads.", "mlp_head.", "projection_head.", "prototypes.", "encoder_k.", "queue", "mask_token")
+_PREFIXES = "module.", "_orig_mod.", "model.", "teacher.", "encoder_q.", "base_encoder.", "backbone.", "encoder."
+_OTHERS = (  # beside the backbone: heads, queues, and the networks that a teacher was trained with
+    *("fc.", "head.", "heads.", "mlp_head.", "projection_head.", "prototypes.", "encoder_k.", "queue", "mask_token"),
+    *("student.", "momentum_encoder.", "predictor.", "dino_head.", "ibot_head."),
+)
 
 
 def load_weights(network: nn.Module, path: Path) -> None:
     """Put a checkpoint of any public layout into the network; InputError names the first key that does not fit."""
     content = read_tensors(path, "state_dict", "teacher", "model")
-    found = {}
+    own, found, names = network.state_dict(), {}, {}
     for key, value in content.items():
-        bare = str(key)
-        while prefix := next((p for p in _PREFIXES if bare.startswith(p)), None):
+        bare = key
+        while bare not in own and (prefix := next((p for p in _PREFIXES if bare.startswith(p)), None)):
             bare = bare[len(prefix) :]
-        found[bare] = value
-    own = network.state_dict()
+        if bare in own and bare in found:
+            raise InputError(f"{path} holds `{names[bare]}` and `{key}`, which both mean `{bare}`; remove one of them.")
+        found[bare], names[bare] = value, key
     for key, value in own.items():
         if key.endswith("num_batches_tracked"):
             found.setdefault(key, value)  # older files lack it, and eval mode never reads it
@@ -178,6 +195,7 @@ def load_weights(network: nn.Module, path: Path) -> None:
                 f"{path}: `{key}` has shape {list(found[key].shape)}, this teacher needs {list(value.shape)}."
             )
     for key in sorted(found.keys() - own.keys()):
-        if not key.startswith(_HEADS):
+        if not key.startswith(_OTHERS):
             raise InputError(f"{path} holds the unknown key `{key}`; is it a checkpoint of this teacher?")
-    network.load_state_dict({key: found[key].float() if found[key].is_floating_point() else found[key] for key in own})
+    counters = {key: value for key, value in own.items() if not value.is_floating_point()}
+    network.load_state_dict(counters | as_weights(path, {key: found[key] for key in own.keys() - counters.keys()}))

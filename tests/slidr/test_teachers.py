@@ -1,17 +1,24 @@
 """The image networks against the original's numbers, and every public checkpoint layout."""
 
+import argparse
 import hashlib
 import io
+import json
+import os
+import random
 import sys
 import urllib.error
 import zlib
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
+from pathlib import Path
 from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
+from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from data.files import InputError
@@ -231,8 +238,21 @@ def test_nothing_is_downloaded_without_a_checksum(monkeypatch, tmp_path):
         (None, "module.", {"module.projection_head.1.running_var": 1, "module.prototypes.prototypes0.weight": 1}),
         ("teacher", "module.backbone.", {"module.head.mlp.0.weight": 1, "module.head.last_layer.weight_g": 1}),
         ("model", "encoder.", {"head.weight": 1}),
+        (None, "_orig_mod.", {}),
+        ("state_dict", "model.", {}),
+        (
+            "state_dict",
+            "module.base_encoder.",
+            {"module.momentum_encoder.conv1.weight": 1, "module.predictor.0.weight": 1},
+        ),
+        (
+            "model",
+            "teacher.backbone.",
+            {"student.backbone.conv1.weight": 1, "teacher.dino_head.w": 1, "teacher.ibot_head.w": 1},
+        ),
     ],
-    ids=["torchvision", "DINO", "MoCo", "SwAV", "DeepClusterV2", "DINO in full", "encoder"],
+    ids=["torchvision", "DINO", "MoCo", "SwAV", "DeepClusterV2", "DINO in full", "encoder"]
+    + ["torch.compile", "Lightning", "MoCo v3", "DINOv2 in full"],
 )
 def test_public_layouts_load(small, tmp_path, nest, prefix, extra):
     network, _ = small
@@ -241,6 +261,89 @@ def test_public_layouts_load(small, tmp_path, nest, prefix, extra):
     torch.save({nest: content} if nest else content, tmp_path / "w.pth")
     teacher = load_teacher("tiny", str(tmp_path / "w.pth"))
     assert torch.equal(teacher.network.layer2[0].conv2.weight, network.layer2[0].conv2.weight)
+
+
+@pytest.mark.parametrize(
+    "beside",
+    [
+        {"best_acc1": np.float64(71.3), "epoch": np.int64(3), "times": np.zeros(3)},
+        {"args": argparse.Namespace(lr=0.1, output=Path("x"), seed=np.float32(1))},
+        {"epoch": 3, "arch": "resnet50", "optimizer": {"state": {}}},
+    ],
+    ids=["numbers of NumPy", "options", "plain values"],
+)
+@pytest.mark.parametrize("nest", ["state_dict", "teacher", "model"])
+def test_what_lies_beside_the_weights_is_passed_over(small, tmp_path, nest, beside):
+    torch.save({"state_dict": {nest: dict(small[0].state_dict())}, **beside}, tmp_path / "w.pth")
+    teacher = load_teacher("tiny", str(tmp_path / "w.pth"))
+    assert torch.equal(teacher.network.conv1.weight, small[0].conv1.weight)
+
+
+def safetensors(tensors: dict[str, torch.Tensor]) -> bytes:
+    """A file in Hugging Face's format."""
+    header, data = {"__metadata__": {"format": "pt"}}, b""
+    for name, value in tensors.items():
+        raw = value.numpy().tobytes()
+        kind = {torch.float32: "F32", torch.float16: "F16", torch.int64: "I64"}[value.dtype]
+        header[name] = {"dtype": kind, "shape": list(value.shape), "data_offsets": [len(data), len(data) + len(raw)]}
+        data += raw
+    text = json.dumps(header).encode()
+    return len(text).to_bytes(8, "little") + text + data
+
+
+def test_safetensors_load(small, tmp_path):
+    weights = {f"backbone.{key}": value for key, value in small[0].state_dict().items()}
+    weights["backbone.conv1.weight"] = weights["backbone.conv1.weight"].half()
+    (tmp_path / "w.safetensors").write_bytes(safetensors(weights))
+    loaded = load_teacher("tiny", str(tmp_path / "w.safetensors")).network.state_dict()
+    assert torch.equal(loaded["layer2.0.conv2.weight"], small[0].layer2[0].conv2.weight)
+    assert torch.equal(loaded["conv1.weight"], small[0].conv1.weight.half().float())
+    (tmp_path / "w.safetensors").write_bytes(safetensors(weights)[:-1000])
+    with pytest.raises(InputError, match="no checkpoint of plain tensors"):
+        load_teacher("tiny", str(tmp_path / "w.safetensors"))
+
+
+def saved(content: object) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("raw", "words"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n", "pointer of Git LFS.*git lfs pull"),
+        (b"\n<!DOCTYPE html><html><body>Quota exceeded</body></html>", "a web page, not the file"),
+        (b"", "is empty; get it again"),
+        (saved({"a": torch.zeros(999)})[:-500], "damaged, cut off or no checkpoint"),
+        (saved(nn.Linear(2, 2)), r"holds the object torch.nn.modules.linear.Linear\); save a network's state_dict"),
+        (b"noise" * 99, "no checkpoint of plain tensors"),
+    ],
+    ids=["LFS", "page", "empty", "cut", "module", "noise"],
+)
+def test_a_file_that_is_something_else_is_called_what_it_is(small, tmp_path, raw, words):
+    (tmp_path / "w.pth").write_bytes(raw)
+    with pytest.raises(InputError, match=f"w.pth .*{words}"):
+        load_teacher("tiny", str(tmp_path / "w.pth"))
+
+
+@pytest.mark.parametrize("kind", [os.mkfifo, os.mkdir, lambda path: os.symlink("/dev/zero", path)])
+def test_what_is_no_file_is_never_waited_for(small, tmp_path, kind):
+    kind(tmp_path / "w.pth")
+    with pytest.raises(InputError, match="w.pth: it is a "):
+        load_teacher("tiny", str(tmp_path / "w.pth"))
+
+
+def test_a_flipped_byte_is_noticed(small, tmp_path):
+    raw, chance = saved(dict(small[0].state_dict())), random.Random(0)
+    for _ in range(50):
+        at = chance.randrange(len(raw))
+        (tmp_path / "w.pth").write_bytes(raw[:at] + bytes([raw[at] ^ 1 << chance.randrange(8)]) + raw[at + 1 :])
+        try:
+            loaded = load_teacher("tiny", str(tmp_path / "w.pth")).network.state_dict()
+        except InputError:
+            continue
+        assert all(torch.equal(loaded[key], value) for key, value in small[0].state_dict().items())  # in a gap
 
 
 @pytest.mark.parametrize("layer_scale", [False, True], ids=["DINO", "DINOv2"])
@@ -272,6 +375,12 @@ def test_transformer_checkpoints_load_by_their_public_keys(monkeypatch, tmp_path
         (lambda w: w.update({"conv1.weight": torch.zeros(1)}), "`conv1.weight` has shape"),
         (lambda w: w.update({"conv1.weight": 3}), "lacks the key `conv1.weight`"),
         (lambda w: w.update({"layer9.weight": torch.zeros(1)}), "unknown key `layer9.weight`"),
+        (lambda w: w.update({"module.conv1.weight": w["conv1.weight"]}), "`module.conv1.weight`, which both mean"),
+        (lambda w: w.update({"conv1.weight": w["conv1.weight"].int()}), "`conv1.weight` is no weight but torch.int32"),
+        (lambda w: w.update({"conv1.weight": w["conv1.weight"] > 0}), "no weight but torch.bool"),
+        (lambda w: w.update({"conv1.weight": w["conv1.weight"] + 0j}), "no weight but torch.complex64"),
+        (lambda w: w.update({"conv1.weight": w["conv1.weight"] / 0}), "`conv1.weight` holds NaN or infinity"),
+        (lambda w: w.update({"conv1.weight": w["conv1.weight"].double() * 1e300}), "holds NaN or infinity"),
     ],
 )
 def test_a_checkpoint_that_does_not_fit_names_the_key(small, tmp_path, change, words):
@@ -324,3 +433,58 @@ def test_a_crop_that_the_patch_does_not_divide():
 def test_an_unknown_teacher():
     with pytest.raises(InputError, match="known are resnet50_imagenet"):
         load_teacher("resnet51")
+
+
+@pytest.mark.parametrize("name", ["resnet_small", "vit_small_16_dino"])
+def test_late_layers_end_with_the_last(name):
+    images = torch.rand(2, 3, 32, 48)
+    teacher = load_teacher(name, "random")
+    maps, whole = teacher.late(images, 2)
+    assert len(maps) == 2 and whole.shape == (2, teacher.channels)
+    last = maps[-1]
+    if name.startswith("vit"):
+        last = teacher.network.norm(last.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+    else:
+        torch.testing.assert_close(whole, last.mean((2, 3)))
+    torch.testing.assert_close(last, teacher(images), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(load_teacher(name, "random", layer="before_norm")(images), maps[-1])
+    assert teacher.identity()["layer"] == "last"
+
+
+@pytest.mark.parametrize(
+    ("name", "trained"), [("vit_small_patch14_reg4_dinov2", 70), ("vit_small_patch16_dinov3_qkvb", None)]
+)
+def test_vits_with_registers_are_timms(timm, name, trained):
+    """DINOv3 at any size; DINOv2 at the one that its position embedding is stored for."""
+    patch = 14 if trained else 16
+    rows, columns = (5, 5) if trained else (4, 7)
+    ours = randomised(VisionTransformer(384, 12, 6, patch, trained, True, 4))
+    sizes = {"img_size": trained} if trained else {}
+    theirs = timm.create_model(name, num_classes=0, global_pool="", **sizes).eval()
+    state = ours.state_dict()
+    if trained:
+        state = {k.replace("register_tokens", "reg_token"): v for k, v in state.items()}
+        state["pos_embed"] = state["pos_embed"][:, 1:]  # theirs adds none to the class token: ours adds it beforehand
+        state["cls_token"] = state["cls_token"] + ours.pos_embed[:, :1]
+    else:
+        for i in range(12):  # the keys' bias is zero there
+            ours.blocks[i].attn.qkv.bias.data[384:768] = 0
+        state = {k: v for k, v in ours.state_dict().items() if not k.endswith("qkv.bias")}
+        for i in range(12):
+            bias = ours.blocks[i].attn.qkv.bias
+            state |= {f"blocks.{i}.attn.q_bias": bias[:384], f"blocks.{i}.attn.v_bias": bias[768:]}
+        renamed = {"storage_tokens": "reg_token", "ls1.gamma": "gamma_1", "ls2.gamma": "gamma_2"}
+        for old, new in renamed.items():
+            state = {k.replace(old, new): v for k, v in state.items()}
+    theirs.load_state_dict(state)
+    x = torch.randn(2, 3, rows * patch, columns * patch, generator=torch.Generator().manual_seed(0))
+    wanted = theirs.forward_features(x)[:, 5:].transpose(1, 2).unflatten(2, (rows, columns))
+    assert wanted.std() > 0.1 and (ours(x) - wanted).norm() < 2e-6 * wanted.norm()
+
+
+def test_position_embeddings_with_registers_are_resized_with_antialiasing():
+    """To exactly the size asked for, unlike those without registers."""
+    network = randomised(VisionTransformer(16, 1, 2, 14, 140, True, 4))
+    stored = network.pos_embed[:, 1:].reshape(1, 10, 10, 16).permute(0, 3, 1, 2)
+    resized = F.interpolate(stored, (4, 6), mode="bicubic", antialias=True).flatten(2).transpose(1, 2)
+    torch.testing.assert_close(network._positions(4, 6), torch.cat((network.pos_embed[:, :1], resized), 1))

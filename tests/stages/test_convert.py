@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from slidr.networks.minkunet import UNREAD, MinkUNet, to_minkowski
+import slidr
+from slidr.networks.minkunet import BLOCKS, UNREAD, MinkUNet, to_minkowski
 
 SMALL = ["--architecture=res16unet14c", "--width=0.25", "--voxel_size=[0.2, 1, 0.2]"]
 
@@ -98,8 +99,46 @@ def test_a_checkpoint_that_does_not_fit_names_the_key(command, change, words):
 
 def test_another_architecture_than_the_files(command):
     torch.save(published(), "theirs.pt")
-    sentence = command.refused("convert", "--source=theirs.pt", "--target=ours.pt")
-    assert "--architecture" in sentence or "--width" in sentence
+    words = ["convert", "--source=theirs.pt", "--target=ours.pt"]
+    assert "--architecture" in command.refused(*words, "--architecture=res16unet18c")
+    assert "--width 0.5 needs" in command.refused(*words, "--width=0.5")
+    torch.save({k: v for k, v in published().items() if not k.startswith("block8.")}, "theirs.pt")
+    assert "(1, 1, 1, 1, 1, 1, 1, 0) blocks" in command.refused(*words)
+
+
+@pytest.mark.parametrize("architecture", BLOCKS)
+@pytest.mark.parametrize("width", [0.03, 0.25, 0.3])
+def test_architecture_and_width_are_those_of_the_shapes(command, architecture, width):
+    torch.save(to_minkowski(MinkUNet(64, architecture, width=width).state_dict()), "theirs.pt")
+    code, out, err = command("convert", "--source=theirs.pt", "--target=ours.pt")
+    assert code == 0 and f"{architecture} of width" in out and "64 features" in out, err
+    network = slidr.load("ours.pt")
+    assert network.student.network.channels == max(8, round(96 * width / 8) * 8)
+
+
+@pytest.mark.parametrize(("classes", "dataset"), [(17, "nuscenes"), (20, "kitti")])
+def test_a_fine_tuned_network_keeps_its_classes_and_is_scored(command, classes, dataset):
+    torch.manual_seed(0)
+    network = MinkUNet(classes, "res16unet14c", width=0.25)
+    torch.save({"state_dict": prefixed("model.", to_minkowski(network.state_dict()))}, "theirs.pt")
+    code, out, err = command("convert", "--source=theirs.pt", "--target=ours.pt")
+    assert code == 0 and f"{classes} classes of {dataset}" in out, err
+    words = ["evaluate", "--weights=ours.pt", f"--dataset={dataset}", "--workers=0", "--pictures=0", "--name=e"]
+    code, out, err = command(*words, f"--root=world/{dataset}")
+    assert code == 0 and "mIoU" in out, err
+    other = "kitti" if classes == 17 else "nuscenes"
+    sentence = command.refused("convert", "--source=theirs.pt", "--target=x.pt", f"--dataset={other}")
+    assert f"gives {classes} numbers a voxel" in sentence
+
+
+@pytest.mark.parametrize(
+    "change", [torch.Tensor.int, torch.Tensor.bool, lambda t: t / 0, lambda t: t.to(torch.complex64)]
+)
+def test_weights_that_are_no_finite_numbers(command, change):
+    torch.save(published() | {"conv0p1s1.kernel": change(published()["conv0p1s1.kernel"])}, "theirs.pt")
+    assert "conv0p1s1.weight" in command.refused("convert", "--source=theirs.pt", "--target=ours.pt")
+    torch.save(published() | {"module.conv0p1s1.kernel": published()["conv0p1s1.kernel"]}, "theirs.pt")
+    assert "both mean `conv0p1s1.weight`" in command.refused("convert", "--source=theirs.pt", "--target=ours.pt")
 
 
 def test_files_that_are_no_checkpoint(command):
