@@ -1,4 +1,7 @@
-"""Contrastive losses."""
+"""Contrastive losses and distances."""
+
+import math
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -94,3 +97,65 @@ def hardest_contrastive(
         loss = loss + (F.relu(negative - distance).square() * counts).sum() / counts.sum().clamp(min=1) / 2
         closer &= ~counts | (own.detach() < distance.detach().square())
     return loss, closer.float().mean()
+
+
+def unit_distance(k: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
+    """Mean Euclidean distance of k's rows to q's, all made unit vectors: sqrt(2 - 2 cos), not squared (ScaLR, eq. 1).
+
+    Args:
+        k, q: `[M, C]`, row by row. The loss is zero, with a gradient of zero, if there is no row.
+    """
+    k, q = (F.normalize(rows.to(torch.promote_types(rows.dtype, torch.float32)), dim=1) for rows in (k, q))
+    return (k - q).norm(dim=1).sum() / max(1, len(k))
+
+
+def cosine_distance(k: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
+    """Mean of 1 - cos of k's rows and q's; arguments as of `unit_distance`."""
+    k, q = (rows.to(torch.promote_types(rows.dtype, torch.float32)) for rows in (k, q))
+    return (1 - F.cosine_similarity(k, q, dim=1)).sum() / max(1, len(k))
+
+
+def tolerant_infonce(
+    k: torch.Tensor,
+    q: torch.Tensor,
+    likeness: torch.Tensor,
+    temperature: float,
+    tolerance: float,
+    excluded: Literal["zeroed", "masked"],
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """InfoNCE that does not push away the negatives most like the positive (ST-SLidR, Mahmoud et al., CVPR 2023).
+
+    Args:
+        k: `[S, C]`, q: `[S, C]`; row s of q belongs to row s of k.
+        likeness: `[S, S]` cosine of what q's rows show, by the frozen teacher.
+        temperature: of the softmax.
+        tolerance: share of the rows of q, the most alike ones (its own among them), that are no negatives of a row.
+        excluded: "zeroed" = their logits become 0, and their exp 1 stays in the denominator (published code);
+            "masked" = they leave it (what the paper means).
+
+    Returns the loss of each row `[S]` and, detached, the share of the rows of k nearest to their own row of q.
+    """
+    if len(k) == 0:
+        return (k.sum(1) + q.sum(1)) * 0.0, k.new_zeros(())
+    with torch.autocast(k.device.type, enabled=False):
+        logits = (k / temperature) @ q.T
+    target = torch.arange(len(k), device=k.device)
+    accuracy = (logits.detach().argmax(1) == target).float().mean()
+    most = likeness.topk(math.ceil(tolerance * (len(k) - 1)), dim=1).indices
+    alike = torch.zeros_like(likeness, dtype=torch.bool).scatter_(1, most, True).fill_diagonal_(False)
+    logits = logits.masked_fill(alike, 0.0 if excluded == "zeroed" else -torch.inf)
+    return F.cross_entropy(logits, target, reduction="none"), accuracy
+
+
+def rarity(likeness: torch.Tensor, alike: float) -> torch.Tensor:
+    """A weight in 0..1 for each row: 1 for the row least like the others, 0 for the one most like them (ST-SLidR).
+
+    Args:
+        likeness: `[S, S]` cosines.
+        alike: least cosine that counts.
+
+    All are 1 if no row differs from the others.
+    """
+    votes = torch.where(likeness >= alike, likeness, 0.0).sum(1)
+    votes = votes - votes.min() if len(votes) else votes
+    return 1 - votes / votes.max().clamp_min(1e-12) if len(votes) else votes

@@ -35,11 +35,40 @@ def pool_superpixels(
 
     Returns k `[S, C]` and q `[S, C]`, ascending by image and id. No id bleeds into the next image, however large.
     """
-    stride = superpixels.max() + 1 if superpixels.numel() else 1
-    seen = pairs.camera * stride + superpixels[pairs.camera, pairs.row, pairs.column]
-    occupied, row = torch.unique(seen, return_inverse=True)
+    stride, occupied, row = occupied_superpixels(superpixels, pairs)
     k = mean_by_id(point_features[pairs.point], row, len(occupied))
     return k, upsampled_means(image_features, superpixels, stride, occupied)
+
+
+def occupied_superpixels(
+    superpixels: torch.Tensor, pairs: Pairs
+) -> tuple[torch.Tensor | int, torch.Tensor, torch.Tensor]:
+    """Superpixels that a pair hits: (stride, those `[S]` ascending, the row of each pair's among them `[M]`).
+
+    The superpixel `id` of image `i` is called i * stride + id. Arguments as for `pool_superpixels`.
+    """
+    stride = superpixels.max() + 1 if superpixels.numel() else 1
+    seen = pairs.camera * stride + superpixels[pairs.camera, pairs.row, pairs.column]
+    return stride, *torch.unique(seen, return_inverse=True)
+
+
+def coarse_means(features: torch.Tensor, superpixels: torch.Tensor, pairs: Pairs) -> torch.Tensor:
+    """Mean of the features of each superpixel that a pair hits, at their own resolution (ST-SLidR).
+
+    Args:
+        features: `[I, C, h, w]`; a cell belongs to the superpixel at its corner, as nearest resizing has it.
+        superpixels, pairs: as for `pool_superpixels`, whose rows these are.
+
+    Returns `[S, C]`; zero for a superpixel that has no cell.
+    """
+    stride, occupied, _ = occupied_superpixels(superpixels, pairs)
+    sides = zip(features.shape[2:], superpixels.shape[1:], strict=True)
+    rows, columns = (torch.arange(cells, device=features.device) * pixels // cells for cells, pixels in sides)
+    first = torch.arange(len(features), device=features.device)[:, None, None] * stride
+    cells = (superpixels[:, rows][:, :, columns] + first).flatten()
+    row = torch.searchsorted(occupied, cells).clamp_max(max(0, len(occupied) - 1))
+    wanted = (occupied[row] == cells).nonzero()[:, 0] if len(occupied) else row[:0]
+    return mean_by_id(features.permute(0, 2, 3, 1).flatten(0, 2)[wanted], row[wanted], len(occupied))
 
 
 def pool_pairs(

@@ -8,6 +8,9 @@ from slidr.methods.method import Method
 METHODS = {
     "slidr": "slidr.methods.slidr:SLidR",
     "ppkt": "slidr.methods.ppkt:PPKT",
+    "st_slidr": "slidr.methods.st_slidr:STSLidR",
+    "scalr": "slidr.methods.scalr:ScaLR",
+    "late_layers": "slidr.methods.late_layers:LateLayers",
     "pointcontrast": "slidr.methods.pointcontrast:PointContrast",
     "depthcontrast": "slidr.methods.depthcontrast:DepthContrast",
 }

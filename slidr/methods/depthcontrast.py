@@ -21,7 +21,7 @@ from slidr.losses import queue_infonce
 from slidr.methods.method import Method
 from slidr.methods.momentum import MomentumCopy, Queue
 from slidr.networks.pointnet2 import PointNet2
-from slidr.networks.student import Student
+from slidr.networks.student import Student, make_head
 from slidr.pooling import max_by_cloud
 from slidr.training.learner import Step
 
@@ -114,7 +114,7 @@ class PointEncoder(nn.Module):
     def __init__(self):
         super().__init__()
         self.network = PointNet2()
-        self.head = head(PointNet2.channels)
+        self.head = make_head(PointNet2.channels, CHANNELS, hidden=CHANNELS)
 
     def forward(self, view: Batch) -> torch.Tensor:
         """The view's clouds must have equally many points."""
@@ -128,16 +128,11 @@ class VoxelEncoder(nn.Module):
     def __init__(self, student: Student):
         super().__init__()
         self.network = student
-        self.head = head(student.network.channels)
+        self.head = make_head(student.network.channels, CHANNELS, hidden=CHANNELS)
 
     def forward(self, view: Batch) -> torch.Tensor:
         features, voxels = self.network(view)
         return unit(self.head(max_by_cloud(features, voxels.coordinates[:, 0], len(view.ids))))
-
-
-def head(channels: int) -> nn.Sequential:
-    """Two linear layers with a ReLU between them."""
-    return nn.Sequential(nn.Linear(channels, CHANNELS), nn.ReLU(), nn.Linear(CHANNELS, CHANNELS))
 
 
 def unit(rows: torch.Tensor) -> torch.Tensor:

@@ -1,6 +1,7 @@
 """What methods share whose target is a frozen image network."""
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from data.datasets.dataset import DataSet, Reader
@@ -8,7 +9,7 @@ from data.frame import Needs
 from data.samples.single import Single
 from slidr.config import Count, MethodSettings, WithImageAugmentation, WithTeacher, key
 from slidr.methods.method import Method
-from slidr.similarity import Maps, draw_camera_and_similarity
+from slidr.similarity import Maps, Space, draw_camera_and_similarity, student_features
 from slidr.teachers import ProjectedTeacher
 
 
@@ -50,4 +51,5 @@ class ImageMethod(Method):
 
     def watch(self, reader: Reader, folder: Path, suffix: str = "") -> list[str]:
         """The first camera with its points (and superpixels), and what is similar to one of its points."""
-        return draw_camera_and_similarity(reader, self.student, folder, suffix, self.maps)
+        space = Space(partial(student_features, self.student), self.images, self.settings.crop)
+        return draw_camera_and_similarity(reader, space, folder, suffix, self.maps)

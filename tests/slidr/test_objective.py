@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from data.frame import Pairs
 from slidr import pooling
-from slidr.losses import infonce, queue_infonce
-from slidr.pooling import max_by_cloud, mean_by_id, pool_pairs, pool_superpixels
+from slidr.losses import cosine_distance, infonce, queue_infonce, rarity, tolerant_infonce, unit_distance
+from slidr.pooling import coarse_means, max_by_cloud, mean_by_id, pool_pairs, pool_superpixels
 from slidr.tasks.segmentation import (
     ConfusionMatrix,
     lovasz_softmax,
@@ -275,3 +275,77 @@ def test_counts_add_up_over_updates(seed, n):
 
 def test_class_0_is_never_predicted():
     assert predict(torch.tensor([[9.0, 1, 2], [9, 3, 2]])).tolist() == [2, 1]
+
+
+def unit_rows(rng: np.random.Generator, rows: int, channels: int = 5) -> torch.Tensor:
+    return F.normalize(torch.from_numpy(rng.normal(size=(rows, channels))), dim=1)
+
+
+@pytest.mark.parametrize("excluded", ["zeroed", "masked"])
+@given(rows=st.integers(1, 30), tolerance=st.sampled_from([0.0, 0.01, 0.1, 0.5, 1.0]), seed=st.integers(0, 99))
+@settings(max_examples=30, deadline=None)
+def test_tolerant_infonce_excludes_what_lies_below_the_quantile(excluded, rows, tolerance, seed):
+    """Row by row, as ST-SLidR writes it down: the quantile of 1 - cosine, the row itself included."""
+    rng = np.random.default_rng(seed)
+    k, q, shown = unit_rows(rng, rows), unit_rows(rng, rows), unit_rows(rng, rows)
+    likeness = shown @ shown.T
+    losses, _ = tolerant_infonce(k, q, likeness, 0.2, tolerance, excluded)
+    for i in range(rows):
+        unlike = 1 - likeness[i].numpy()
+        out = unlike < np.quantile(unlike, tolerance)
+        logits = (k[i] @ q.T / 0.2).numpy()
+        terms = np.exp(logits)
+        terms[out & (np.arange(rows) != i)] = 1.0 if excluded == "zeroed" else 0.0
+        assert losses[i] == pytest.approx(-np.log(np.exp(logits[i]) / terms.sum()), abs=1e-9)
+
+
+def test_tolerant_infonce_without_tolerance_is_infonce():
+    rng = np.random.default_rng(0)
+    k, q, shown = unit_rows(rng, 7), unit_rows(rng, 7), unit_rows(rng, 7)
+    losses, accuracy = tolerant_infonce(k, q, shown @ shown.T, 0.07, 0.0, "masked")
+    expected, expected_accuracy = infonce(k, q, 0.07)
+    torch.testing.assert_close((losses.mean(), accuracy), (expected, expected_accuracy))
+
+
+def test_rarity_by_hand():
+    """Two alike superpixels share votes of 1 + .8, the third has its own: weights 0, 0 and 1; .4 is below alike."""
+    likeness = torch.tensor([[1.0, 0.8, 0.4], [0.8, 1.0, 0.1], [0.4, 0.1, 1.0]])
+    torch.testing.assert_close(rarity(likeness, 0.5), torch.tensor([0.0, 0.0, 1.0]))
+    votes = torch.tensor([2.2, 1.8, 1.4])  # .4 counts now
+    torch.testing.assert_close(rarity(likeness, 0.4), 1 - (votes - 1.4) / 0.8)
+    assert rarity(likeness[:1, :1], 0.5).tolist() == [1.0] and rarity(likeness[:0, :0], 0.5).tolist() == []
+
+
+def test_distances_of_unit_vectors_by_hand():
+    k, q = torch.tensor([[2.0, 0.0], [0.0, 1.0]]), torch.tensor([[0.0, 5.0], [0.0, 3.0]])
+    assert float(unit_distance(k, q)) == pytest.approx(2**0.5 / 2)  # a right angle, and none
+    assert float(cosine_distance(k, q)) == pytest.approx(0.5)
+    for distance in (unit_distance, cosine_distance):
+        rows = torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
+        assert torch.autograd.gradcheck(lambda x, d=distance: d(x, torch.eye(4, dtype=torch.float64)[:3]), rows)
+        none = torch.zeros(0, 4, requires_grad=True)
+        distance(none, torch.zeros(0, 4)).backward()
+        assert none.grad.shape == (0, 4)
+
+
+@pytest.mark.parametrize("size", [(4, 6), (7, 5), (3, 3)])
+def test_coarse_means_against_a_loop(size):
+    rng = np.random.default_rng(sum(size))
+    features = torch.from_numpy(rng.normal(size=(2, 3, 3, 2)))
+    superpixels = torch.from_numpy(rng.integers(0, 5, (2, *size)))
+    m = 4
+    pairs = Pairs(*(torch.from_numpy(rng.integers(0, n, m)) for n in (9, 2, *size)))
+    names = sorted(
+        {(int(i), int(superpixels[i, r, c])) for i, r, c in zip(pairs.camera, pairs.row, pairs.column, strict=True)}
+    )
+    found = coarse_means(features, superpixels, pairs)
+    assert len(found) == len(names)
+    for (image, name), mean in zip(names, found, strict=True):
+        cells = [
+            features[image, :, y, x]
+            for y in range(3)
+            for x in range(2)
+            if superpixels[image, y * size[0] // 3, x * size[1] // 2] == name
+        ]
+        torch.testing.assert_close(mean, torch.stack(cells).mean(0) if cells else torch.zeros(3, dtype=mean.dtype))
+    assert coarse_means(features, superpixels, Pairs(*(torch.zeros(0, dtype=torch.int64),) * 4)).shape == (0, 3)
