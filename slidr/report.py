@@ -7,7 +7,13 @@ from pathlib import Path
 from data.files import atomic_write
 from slidr.tasks.scores import NAN, Scores
 
-Lines = dict[str, dict[float, Scores]]  # network -> per cent of the labels -> scores
+# network -> per cent of the labels -> scores; or rate of the last layer -> of the backbone; None = there are none
+Lines = dict[str, dict[float, Scores | None]]
+
+
+def counted(number: int, what: str) -> str:
+    """`1 frame`, `1,234 frames`."""
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
 def cell(value: float, deviation: float = NAN) -> str:
@@ -57,23 +63,23 @@ def write_csv(columns: dict[str, Scores], path: Path, comparable: bool = False) 
             writer.writerow([name, *("" if math.isnan(v) else f"{v:.3f}" for v in flat)])
 
 
-def sweep_table(lines: Lines) -> str:
+def sweep_table(lines: Lines, corner: str = "labels (%)") -> str:
     """Annotation efficiency in Markdown: a row a share of the first network's labels, a column a network."""
     first, *_ = lines.values()
-    rows = ["| labels (%) | " + " | ".join(lines) + " |", "|---" * (len(lines) + 1) + "|"]
+    rows = [f"| {corner} | " + " | ".join(lines) + " |", "|---" * (len(lines) + 1) + "|"]
     for pct in first:
         points = (line.get(pct) for line in lines.values())
         rows.append(f"| {pct:g} | " + " | ".join(cell(p.value, p.deviation) if p else "–" for p in points) + " |")
     return "\n".join(rows)
 
 
-def write_sweep_csv(lines: Lines, path: Path) -> None:
-    """Annotation efficiency for programs: a row a network and share, empty where a deviation is not known."""
-    some = next(iter(next(iter(lines.values())).values()))
+def write_sweep_csv(lines: Lines, path: Path, names: tuple[str, str] = ("network", "labels (%)")) -> None:
+    """Annotation efficiency for programs: a row a network and share, empty where a figure is not known."""
+    some = next(scores for line in lines.values() for scores in line.values() if scores)
     with atomic_write(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(["network", "labels (%)", some.primary, "std"])
+        writer.writerow([*names, some.primary, "std"])
         for name, line in lines.items():
             for pct, scores in line.items():
-                values = (scores.value, scores.deviation)
+                values = (scores.value, scores.deviation) if scores else (NAN, NAN)
                 writer.writerow([name, f"{pct:g}", *("" if math.isnan(v) else f"{v:.3f}" for v in values)])

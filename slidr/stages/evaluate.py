@@ -3,13 +3,14 @@
 from pathlib import Path
 
 from data.datasets import open_reader
-from data.files import InputError
+from data.files import InputError, printable
 from data.subsets import choose_subset
 from slidr.config import Evaluate
 from slidr.networks.model_file import load_segmenter, newest_model, read_model
+from slidr.report import counted
 from slidr.tasks.results import finish
 from slidr.tasks.scores import Outcome
-from slidr.tasks.segmentation import Segmentation, has_labels, segmentation_loader
+from slidr.tasks.segmentation import Segmentation, segmentation_loader, with_labels
 from slidr.training import Run, arithmetic, distributed, prepare
 from triton_kernels import backend
 
@@ -34,16 +35,19 @@ def run(settings: Evaluate) -> Outcome:
     dataset = reader.dataset
     if settings.subset:
         reader = choose_subset(reader, 100, str(settings.subset))
-    labelled = has_labels(reader)
-    if not labelled and settings.submission is None:
+    labelled = with_labels(reader)
+    if settings.submission is None:
+        reader = labelled
+    if not len(reader):
         raise InputError(
             f"the split `{settings.split}` of {settings.dataset} has no labels; choose another split, or pass "
             "--submission FOLDER to write files for the benchmark's server."
         )
     if model.classes != dataset.classes:
         raise InputError(
-            f"{path} knows {len(model.classes)} classes ({', '.join(model.classes)}); {settings.dataset} has "
-            f"{len(dataset.classes)} ({', '.join(dataset.classes)}): choose other --weights."
+            f"{path} knows {len(model.classes)} classes ({printable(', '.join(model.classes), 80)}); "
+            f"{settings.dataset} has {len(dataset.classes)} ({printable(', '.join(dataset.classes), 80)}): choose "
+            "other --weights."
         )
     if settings.submission and dataset.submission is None:
         raise InputError(f"{settings.dataset} has no benchmark server, hence no files for it; drop --submission.")
@@ -51,7 +55,7 @@ def run(settings: Evaluate) -> Outcome:
 
     log = Run("evaluate", settings)
     log.start(
-        data=f"{settings.dataset}: {len(reader)} frames to evaluate on",
+        data=f"{settings.dataset}: {counted(len(reader), 'frame')} to evaluate on",
         weights=path,
         student=student.describe(),
         engine=backend.describe(device),
@@ -62,4 +66,4 @@ def run(settings: Evaluate) -> Outcome:
     scores = task.evaluate(loader, submission.write if submission else None)
     if submission:
         print(f"submission: {submission.describe()}")
-    return finish(log, settings, task, reader, scores if labelled else None, str(path), path)
+    return finish(log, settings, task, reader, scores if len(labelled) else None, str(path), path)

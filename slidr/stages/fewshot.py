@@ -1,17 +1,19 @@
 """Few-shot segmentation: fine-tune the whole network on a small share of the labels (paper, section 4.3)."""
 
 from functools import partial
+from pathlib import Path
 
 from data.datasets import find_dataset
 from data.files import InputError
 from data.subsets import choose_subset, write_subset
 from slidr.config import Fewshot
-from slidr.networks.model_file import TaskRecord
-from slidr.repeats import first_run, point_name, repeat, seed_name, sweep
+from slidr.networks.model_file import TaskRecord, read_model
+from slidr.repeats import first_run, point_name, repeat, search, seed_name, sweep
+from slidr.tasks.published import Published
 from slidr.tasks.results import published_rows
-from slidr.tasks.scores import Outcome
+from slidr.tasks.scores import Outcome, Scores
 from slidr.tasks.segmentation import FineTuning, Segmentation, open_labelled, train
-from slidr.tasks.start import RANDOM, choose_weights, shape_of, starting_student
+from slidr.tasks.start import RANDOM, choose_weights, network_name, shape_of, starting_student
 from slidr.training import Run, prepare
 
 
@@ -34,10 +36,14 @@ def published(settings: Fewshot) -> Fewshot:
 
 
 def run(settings: Fewshot) -> Outcome:
-    """Fine-tune by the settings; of several seeds the mean, of a sweep the folder alone."""
+    """Fine-tune by the settings; of several seeds the mean, of a search the best mean, of a sweep the folder alone."""
     device = prepare(settings)
-    if settings.sweep:
+    if settings.sweep and not settings.search:
         return run_sweep(settings)
+    if len(settings.several_weights) > 1 and not Path(settings.weights).exists():
+        raise InputError(f"there is no file {settings.weights}, and several --weights are for --sweep: name one.")
+    if settings.search:
+        return run_search(settings)
     weights, source = choose_weights("fewshot", published(settings), first_run(settings))
     settings = published(settings.model_copy(update={"weights": weights}))
     train_reader, reader = (open_labelled(settings, split) for split in (settings.train_split, settings.val_split))
@@ -60,22 +66,66 @@ def run(settings: Fewshot) -> Outcome:
 
 
 def run_sweep(settings: Fewshot) -> Outcome:
-    """Annotation efficiency: fine-tune on every share of `settings.sweep`, pretrained and from random weights."""
+    """Annotation efficiency: fine-tune on every share of `settings.sweep`, from each of the weights and from random.
+
+    The random network has the shape of the first pretrained one.
+    """
     if settings.subset not in (None, "scenes", "frames"):
         raise InputError("`sweep` takes shares of the scenes or frames; drop the list given as `subset`.")
     name = settings.name or f"{settings.dataset}-sweep"
-    first = seed_name(point_name(name, "pretrained", settings.sweep[0]), settings.seed)
-    weights, _ = choose_weights("fewshot", settings, first)
+    several = settings.several_weights
+    if len(several) < 2:
+        first = seed_name(point_name(name, "pretrained", settings.sweep[0]), settings.seed)
+        several = [choose_weights("fewshot", settings, first)[0]]
+    pretrained = [weights for weights in several if weights != RANDOM]
+    records = [read_model(Path(weights)).pretraining for weights in pretrained]
+    methods = [record.method if record else "unknown" for record in records]
+    names = [f"{m}-{network_name(w).replace('/', '-')}" for m, w in zip(methods, pretrained, strict=True)]
+    if len(set(names)) < len(names):
+        raise InputError(f"of the weights of {', '.join(names)}, two have one name: rename the folder of a run.")
+    starts = dict(zip(names if len(names) > 1 else ["pretrained"], pretrained, strict=False)) | {"random": RANDOM}
     reader = open_labelled(settings, settings.val_split)
-    alike = settings.model_copy(update=shape_of(weights, settings))
-    starts = {"random": RANDOM} if weights == RANDOM else {"pretrained": weights, "random": RANDOM}
-    points = {
-        line: {
-            pct: published(alike.model_copy(update={"sweep": None, "pct": pct, "weights": weights}))
-            for pct in settings.sweep
-        }
-        for line, weights in starts.items()
-    }
+    points = {}
+    for line, weights in starts.items():
+        shape = shape_of(pretrained[0] if weights == RANDOM and pretrained else weights, settings)
+        alike = settings.model_copy(update=shape | {"sweep": None, "weights": weights})
+        points[line] = {pct: published(alike.model_copy(update={"pct": pct})) for pct in settings.sweep}
+
+    def compare(scores: Scores, model: Path) -> Published | None:
+        found = published_rows(settings, reader, "sweep", scores, model)
+        return found and found.of_methods({"random", *methods})
+
     folder = settings.output / "fewshot" / name
-    sweep("fewshot", run, points, folder, partial(published_rows, settings, reader, "sweep"))
+    sweep("fewshot", run, points, folder, compare)
     return Outcome(None, folder)
+
+
+def run_search(settings: Fewshot) -> Outcome:
+    """Choose both learning rates for these weights and labels (supplement, D.2 and D.3)."""
+    if settings.sweep:
+        raise InputError("`search` chooses the rates of one share of the labels: give one --pct, no --sweep.")
+    name = settings.name or f"{settings.dataset}-{settings.pct:g}pct-search"
+    lrs = [settings.lr] if settings.lr else sorted(settings.search_lr)
+    heads = [settings.lr_head] if settings.lr_head else sorted(settings.search_lr_head)
+
+    def point_of(lr: float, head: float) -> str:
+        return f"{name}-lr{lr:g}-head{head:g}"
+
+    weights, _ = choose_weights("fewshot", settings, seed_name(point_of(lrs[0], heads[0]), settings.seed))
+    settings = settings.model_copy(update={"search": False, "weights": weights, "name": None, "resume": False})
+    final = settings.train_split, settings.val_split
+    train_split, val_split = splits = find_dataset(settings.dataset).tuning.get(final, final)
+    remark = f"Trained on the split `{train_split}`, scored on `{val_split}`, "
+    if splits == final:
+        remark += "of which final scores are, too: they flatter. (Published rates of KITTI were chosen on sequence 08.)"
+    else:
+        remark += f"which share no scene with each other or with `{final[1]}`, of which final scores are."
+    if weights == RANDOM and not settings.lr_head:
+        heads = [None]  # one rate for the whole network, as published
+    points = {"as lr" if head is None else f"{head:g}": {} for head in heads}
+    for line, head in zip(points, heads, strict=True):
+        for lr in lrs:
+            rates = {"lr": lr, "lr_head": head, "name": point_of(lr, head or lr)}
+            changes = rates | {"train_split": train_split, "val_split": val_split}
+            points[line][lr] = published(settings.model_copy(update=changes))
+    return search("fewshot", run, points, settings, settings.output / "fewshot" / name, remark)

@@ -8,6 +8,7 @@ import yaml
 
 from slidr.networks.model_file import Model
 from slidr.networks.student import StudentSpec
+from slidr.report import counted
 from slidr.tasks.scores import NAN, Scores
 
 FILE = Path(__file__).with_name("published.yaml")
@@ -19,6 +20,11 @@ class Published:
 
     curves: dict[str, dict[float, Scores]]
     sentence: str
+
+    def of_methods(self, methods: set[str]) -> "Published | None":
+        """The curves of these methods ("random" among them), whether † or not; None if there are none."""
+        curves = {name: curve for name, curve in self.curves.items() if name.rstrip("†").lower() in methods}
+        return Published(curves, self.sentence) if curves else None
 
     @property
     def columns(self) -> dict[str, Scores]:
@@ -45,15 +51,20 @@ def beside(ours: Scores, model: Model, stage: str, dataset: str, split: str, fra
             t for t in source["tables"] if t["dataset"] == dataset and ours.primary in t and source["split"] == split
         ]
         tables = [t for t in there if t["stage"] == stage and (stage == "sweep" or t["pct"] == pct)]
-        if not tables and stage == "fewshot":
+        if stage == "sweep":  # of what has no curve the shares that there are
+            tables += [t for t in there if t["stage"] == "fewshot"]
+        elif not tables and stage == "fewshot":
             tables = [t for t in there if t["stage"] == "sweep" and t["pct"] == pct]
         for table in tables:
             for method, scores in _scores(table, ours).items():
-                curves.setdefault(method, {})[table["pct"]] = scores
+                curves.setdefault(method, {}).setdefault(table["pct"], scores)
         if tables:
             share = "" if stage == "sweep" else f", {pct:g} % of {dataset}'s labels"
             sentences.append(f"Published: {source['cite']}{share}. {_differences(source, model, dataset, frames)}")
             sentences += [source["note"]] if stage != "sweep" else []
+            tuned = source["rates"]
+            if stage != "linprobe" and model.pretraining and model.pretraining.method != tuned["of"]:
+                sentences.append(tuned["note"])
     return Published(curves, " ".join(sentences)) if curves else None
 
 
@@ -86,7 +97,11 @@ def _differences(source: dict, model: Model, dataset: str, frames: int) -> str:
         ours = f"pretrained with {pretrained.method} on {pretrained.dataset}"
     pairs = [
         (_describe(spec), _describe(theirs), spec == theirs),
-        (f"scored on {frames:,} frames", f"on {source['frames'][dataset]:,}", frames == source["frames"][dataset]),
+        (
+            f"scored on {counted(frames, 'frame')}",
+            f"on {source['frames'][dataset]:,}",
+            frames == source["frames"][dataset],
+        ),
         (ours, f"on {source['pretrained_on']}", pretrained and pretrained.dataset == source["pretrained_on"]),
     ]
     differ = [f"ours {mine}, theirs {other}" for mine, other, same in pairs if not same]

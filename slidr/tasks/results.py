@@ -45,7 +45,7 @@ def finish(
             log.show(log.rows[-1]["step"], *drawn)
     log.finish(
         f"# {log.stage} {log.folder.name}\n\n"
-        f"Weights: {weights}. Split: {settings.scored}, {len(reader)} frames.\n\n{text}\n\n"
+        f"Weights: {weights}. Split: {settings.scored}, {report.counted(len(reader), 'frame')}.\n\n{text}\n\n"
         f"Again: `python run.py {log.stage} {log.folder / 'config.yaml'} --name NEW`\n\n"
         + "\n".join(f"![{name}]({name})" for name in drawn)
         + "\n"
@@ -58,7 +58,8 @@ def finish(
 def draw_frames(task: Task, frames: int, pictures_wanted: int, folder: Path) -> list[str]:
     """Draw so many frames, evenly spaced over the `frames` of the split; the names of the pictures."""
     rows = np.unique(np.linspace(0, frames - 1, pictures_wanted).astype(int)) if pictures_wanted else []
-    return [name for i, row in enumerate(rows) for name in task.draw(int(row), folder, str(i))]
+    digits = len(str(len(rows) - 1))  # names that sort
+    return [name for i, row in enumerate(rows) for name in task.draw(int(row), folder, f"{i:0{digits}d}")]
 
 
 def published_rows(

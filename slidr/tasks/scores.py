@@ -52,6 +52,11 @@ class Scores:
         """The primary figure's name, unit and, if less is better, direction."""
         return f"{self.primary} ({self.unit}{', less is better' if self.direction == 'min' else ''})"
 
+    @property
+    def rank(self) -> float:
+        """Grows as the primary figure gets better; nan is the worst."""
+        return -math.inf if math.isnan(self.value) else self.value if self.direction == "max" else -self.value
+
     def row(self) -> dict[str, float]:
         """For the log of a validation: val_<primary>, and val_<measure>/<name> of the other figures that there are."""
         others = {name: v for name, v in self.figures.items() if name != self.primary and not math.isnan(v)}
@@ -67,7 +72,12 @@ class Outcome:
 
 
 def mean_scores(runs: list[Scores]) -> Scores:
-    """Mean of several runs' figures, with standard deviations if there are at least two; nan where one has none."""
+    """Mean of several runs' figures, with standard deviations if there are at least two; nan where one has none.
+
+    Raises InputError if they do not have the same figures.
+    """
+    if len({(*run.figures, *run.comparable) for run in runs}) > 1:
+        raise InputError("the scores.json of these runs have different figures: remove the folder of a damaged one.")
     figures, comparable = (
         {name: [getattr(run, part)[name] for run in runs] for name in getattr(runs[0], part)}
         for part in ("figures", "comparable")
@@ -88,12 +98,15 @@ def write_scores(path: Path, scores: Scores) -> None:
 def read_scores(path: Path) -> Scores:
     """The scores written by `write_scores`; InputError if the file is broken."""
     try:
-        plain = json.loads(read_text(path))
+        plain = json.loads(read_text(path, 10_000_000, follow=False))
         for part in _PARTS:
             plain[part] = {name: NAN if value is None else value for name, value in plain[part].items()}
         scores = Scores(**plain)
+        texts = scores.measure, scores.unit, scores.direction, *scores.figures, *scores.comparable
+        if not all(text.isprintable() and len(text) <= 100 for text in texts):
+            raise ValueError("names have up to 100 letters")
         for name in (scores.primary, *scores.figures):
             float(scores.figures[name])
         return scores
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(f"{path} holds no scores; remove its folder and run again.") from error

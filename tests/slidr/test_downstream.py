@@ -19,15 +19,16 @@ from data.frame import Needs
 from slidr import config
 from slidr.networks.model_file import Model, Pretraining, TaskRecord
 from slidr.networks.student import StudentSpec
-from slidr.repeats import repeat, sweep
+from slidr.repeats import repeat, search, sweep
 from slidr.report import score_table, write_csv
+from slidr.stages import fewshot
 from slidr.stages.fewshot import published
 from slidr.tasks.published import beside
 from slidr.tasks.results import finish
 from slidr.tasks.scores import Outcome, Scores, mean_scores, read_scores, write_scores
 from slidr.tasks.segmentation import ConfusionMatrix, segmentation_scores
 from slidr.tasks.start import choose_weights, network_name, starting_student
-from slidr.training import Run
+from slidr.training import Diverged, Run
 
 NAN = float("nan")
 
@@ -218,6 +219,27 @@ def test_the_sweep_has_curves_of_its_own():
     assert {pct: s.value for pct, s in curves["random"].items()} == {1: 30.3, 5: 47.7, 10: 56.6, 25: 64.8, 100: 74.2}
 
 
+def test_a_sweep_of_several_methods_has_what_is_published_of_them():
+    trained = model("fewshot", "kitti", 50.0, pretraining=("pointcontrast", "kitti"))
+    found = beside(zeros("kitti"), trained, "sweep", "kitti", "val", 4071).of_methods({"pointcontrast", "random"})
+    assert {name: {pct: s.value for pct, s in curve.items()} for name, curve in found.curves.items()} == {
+        "PointContrast†": {1: 41.1},
+        "random": {1: 39.5},
+    }
+    assert found.of_methods({"mine"}) is None
+
+
+@pytest.mark.parametrize(("method", "said"), [("slidr", False), ("pointcontrast", True), ("depthcontrast", True)])
+def test_it_is_said_whose_rates_stand_in(method, said):
+    tuned = model("fewshot", "nuscenes", 1.0, pretraining=(method, "nuscenes"))
+    text = beside(zeros("nuscenes"), tuned, "fewshot", "nuscenes", "val", 6019).sentence
+    assert ("prints none of them (D.2): those of `fewshot` are SLidR's" in text) == said
+    probed = model("linprobe", "nuscenes", 100.0, pretraining=(method, "nuscenes"))
+    columns = beside(zeros("nuscenes"), probed, "linprobe", "nuscenes", "val", 6019)
+    assert "prints none" not in columns.sentence  # one rate for all methods is printed (D.1)
+    assert [columns.columns[name].value for name in ("PointContrast†", "DepthContrast†")] == [21.9, 22.1]
+
+
 def test_a_sentence_says_what_differs_from_published_figures():
     same = published_of("linprobe", "nuscenes", 100.0).sentence
     assert "Sautier et al., CVPR 2022" in same and "100 % of nuscenes's labels" in same
@@ -257,14 +279,14 @@ class Depth:
 
 
 class Toy:
-    """A stage around that task; `runs` counts its calls."""
+    """A stage around that task; `runs` counts its calls, `bias` is how wrong it is."""
 
-    def __init__(self):
-        self.runs = []
+    def __init__(self, bias=lambda settings: settings.seed + 100 / settings.pct):
+        self.runs, self.bias = [], bias
 
     def __call__(self, settings: config.Fewshot) -> Outcome:
         self.runs.append(settings.name)
-        task, log = Depth(settings.seed + 100 / settings.pct), Run("toy", settings)
+        task, log = Depth(self.bias(settings)), Run("toy", settings)
         reader = [0.0, 1.0]
         return finish(log, settings, task, reader, task.evaluate(reader), settings.weights)
 
@@ -314,6 +336,76 @@ def test_a_task_with_another_figure_goes_through_a_sweep(toy, tmp_path, capsys):
     assert run.runs[0] == "curve-pretrained-50pct-seed0" and run.runs[2] == "curve-random-50pct-seed3"
     sweep("toy", run, points, folder, lambda *_: None)
     assert len(run.runs) == 8 and capsys.readouterr().out.count("is finished and used as it is") == 8
+
+
+def grid(toy: config.Fewshot, lrs=(0.01, 0.02, 0.1), heads=(1.0, 2.0)) -> dict:
+    rates = {h: [{"lr": r, "lr_head": h, "name": f"rates-{r:g}-{h:g}"} for r in lrs] for h in heads}
+    return {f"{h:g}": {s["lr"]: toy.model_copy(update=s) for s in settings} for h, settings in rates.items()}
+
+
+def test_a_search_finds_the_least_error_and_goes_on(toy, tmp_path, capsys):
+    def bias(s: config.Fewshot) -> float:
+        if s.lr == 0.1:
+            raise Diverged("the loss of step 3 is nan.")
+        return 1 + s.seed + 10 * abs(s.lr - 0.02) + abs(s.lr_head - 2)
+
+    run, folder = Toy(bias), tmp_path / "toy" / "rates"
+    found = search("toy", run, grid(toy), toy, folder, "Scored on nothing.")
+    wanted = [math.sqrt(((1 + seed) ** 2 + seed**2) / 2) for seed in (0, 1)]
+    assert found.folder == folder and found.scores.value == pytest.approx(np.mean(wanted))
+    out, err = capsys.readouterr()
+    report = (folder / "report.md").read_text()
+    best = f"{np.mean(wanted):.1f} ± {statistics.stdev(wanted):.1f}"
+    for text in (out, report):
+        assert f"Chosen: lr 0.02, lr_head 2 (RMSE {best} m). That is at the edge of the grid: a wider" in text
+        assert "a wider --search_lr_head runs what is new. Scored on nothing." in text  # 0.02 lies inside
+        assert "| lr \\ lr_head | 1 | 2 |" in text and "| 0.1 | – | – |" in text and f" | {best} |" in text
+    assert report.startswith("# Learning rates rates, RMSE (m, less is better)")
+    assert err.count("has no score: the loss of step 3 is nan.") == 2
+    rows = list(csv.DictReader((folder / "search.csv").open()))
+    assert [(row["lr_head"], row["lr"]) for row in rows[1:4]] == [("1", "0.02"), ("1", "0.1"), ("2", "0.01")]
+    assert rows[2]["RMSE"] == "" and float(rows[4]["RMSE"]) == pytest.approx(np.mean(wanted), abs=1e-3)
+
+    began = list(run.runs)
+    search("toy", run, grid(toy, (0.005, 0.01, 0.02)), toy, folder, "Scored on nothing.")  # a wider one
+    new = run.runs[len(began) :]
+    assert new == [f"rates-0.005-{head}-seed{seed}" for head in (1, 2) for seed in (0, 1)]
+    with pytest.raises(InputError, match="every pair of learning rates diverged"):
+        search("toy", run, grid(toy, (0.1,)), toy, folder, "")
+
+
+def searched(monkeypatch, *flags: str) -> tuple[dict[str, dict[float, config.Fewshot]], str]:
+    """The points of a search, and what is said of them."""
+    monkeypatch.setattr(fewshot, "search", lambda stage, run, points, settings, folder, remark: (points, remark))
+    return fewshot.run_search(config.load(config.Fewshot, ["--search", *flags], "fewshot"))
+
+
+def test_rates_are_chosen_on_splits_that_the_data_set_names(monkeypatch):
+    points, remark = searched(monkeypatch, "--dataset=nuscenes", "--weights=a.pt", "--pct=5")
+    every = [point for at in points.values() for point in at.values()]
+    assert {(p.train_split, p.val_split, p.epochs, p.search) for p in every} == {
+        ("pretrain", "pretrain_val", 50, False)
+    }
+    assert [(p.lr, p.lr_head) for p in every] == [(r, h) for h in (1, 2, 5) for r in (0.01, 0.02, 0.05, 0.1)]
+    assert "share no scene with each other or with `val`" in remark
+    splits = find_dataset("nuscenes").splits
+    parts = [set(splits[name]) for name in ("pretrain", "pretrain_val", "val")]
+    assert len(set.union(*parts)) == sum(map(len, parts)) == 600 + 100 + 150
+
+    for flags in (["--dataset=kitti"], ["--dataset=synthetic"], ["--dataset=nuscenes", "--val_split=mini_val"]):
+        points, remark = searched(monkeypatch, *flags, "--weights=a.pt")
+        point = points["2"][0.05]
+        assert (point.train_split, point.val_split) == ("train", "mini_val" if len(flags) > 1 else "val")
+        assert "of which final scores are, too" in remark and "chosen on sequence 08" in remark
+
+
+def test_a_search_from_random_weights_has_one_rate(monkeypatch):
+    points, _ = searched(monkeypatch, "--dataset=kitti", "--weights=random")
+    assert [(p.lr, p.lr_head) for p in points["as lr"].values()] == [(r, r) for r in (0.01, 0.02, 0.05, 0.1)]
+    points, _ = searched(monkeypatch, "--weights=a.pt", "--lr=0.3", "--search_lr_head=3,1")
+    assert [(h, list(at)) for h, at in points.items()] == [("1", [0.3]), ("3", [0.3])]
+    with pytest.raises(InputError, match="one share of the labels: give one --pct, no --sweep"):
+        searched(monkeypatch, "--sweep=1,10")
 
 
 @pytest.mark.parametrize(("dataset", "folder"), [("nuscenes", "nuscenes2"), ("kitti", "semantickitti33")])

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shlex
 import shutil
 import statistics
 from pathlib import Path
@@ -33,7 +34,7 @@ def test_published_rows_stand_beside_ours_unless_told_not_to(command):
     for name in ("scores.csv", "classes.png", "birds_eye_0.png", "camera_0.png", "report.md"):
         assert (RUNS / "with" / name).stat().st_size > 0
     for text in (out, (RUNS / "with/report.md").read_text()):  # what sets ours apart
-        assert "ours res16unet14c of width 0.25," in text and "ours scored on 1 frames, theirs on 4,071" in text
+        assert "ours res16unet14c of width 0.25," in text and "ours scored on 1 frame, theirs on 4,071" in text
         assert "ours with no record of a pretraining, theirs on nuscenes" in text
         assert "| mIoU as the published code counts | " in text and "gives a class that occurs nowhere an IoU" in text
     table = {line["figure"]: line for line in csv.DictReader((RUNS / "with/scores.csv").open())}
@@ -154,6 +155,49 @@ def test_a_sweep_goes_on_where_it_was_cut_off(command):
     assert "drop the list" in command.refused(*words, "--subset=list.txt")
 
 
+def test_a_sweep_of_several_pretrainings(command):
+    """Each by its own name, and beside it what was published of its method."""
+    assert command(*PRETRAIN, "--name=p")[0] == 0
+    content = torch.load("output/pretrain/p/model.pt", weights_only=True)
+    for name, method in (("q", "pointcontrast"), ("other/p", "slidr")):
+        content["pretraining"]["method"] = method
+        Path(f"output/{name}").mkdir(parents=True)
+        torch.save(content, f"output/{name}/model.pt")
+    words = [w for w in FEWSHOT if w not in ("--weights=random", *STUDENT)] + ["--sweep=1"]
+    code, out, err = command(*words, "--weights=output/pretrain/p/model.pt,output/q/model.pt", "--name=s")
+    assert code == 0, err
+    lines = ["slidr-p", "pointcontrast-q", "random"]
+    columns = [*lines, *(f"published: {name}" for name in ("SLidR", "PointContrast†", "random"))]
+    figures = [f"{miou(RUNS / f's-{line}-1pct-seed0'):.1f}" for line in lines]
+    for text in (out, (RUNS / "s/report.md").read_text()):
+        assert f"| labels (%) | {' | '.join(columns)} |" in text
+        assert f"| 1 | {' | '.join([*figures, '44.6', '41.1', '39.5'])} |" in text
+        assert "ours pretrained with slidr on synthetic, theirs on nuscenes" in text
+    config = yaml.safe_load((RUNS / "s-pointcontrast-q-1pct-seed0/config.yaml").read_text())
+    assert (config["weights"], config["width"]) == ("output/q/model.pt", 0.25)
+    two = "--weights=output/pretrain/p/model.pt,output/other/p/model.pt"
+    assert "slidr-p, slidr-p, two have one name" in command.refused(*words, two)
+    assert "--sweep" in command.refused(*words[:-1], two)
+
+
+def test_a_search_goes_on_and_its_command_runs(command):
+    words = [*FEWSHOT, "--pct=100", "--search", "--search_lr=0.05,0.01"]
+    code, out, err = command(*words)
+    assert code == 0, err
+    points = [RUNS / f"kitti-100pct-search-lr{lr}-head{lr}-seed0" for lr in ("0.01", "0.05")]
+    best = max(points, key=miou)
+    lr = best.name.split("lr")[1].split("-")[0]
+    assert f"Chosen: lr {lr}, lr_head {lr} (mIoU {miou(best):.1f} %)." in out and "sequence 08" in out
+    (points[1] / "report.md").unlink()  # as if cut off
+    code, again, err = command(*words)
+    assert code == 0, err
+    assert again.count("is finished and used as it is") == 1 and again.count("goes on after step") == 1
+    hint = again.split("Next: `python run.py ")[1].split("`")[0]
+    code, _, err = command(*shlex.split(hint), "--name=final")
+    assert code == 0, err
+    assert miou(RUNS / "final") == miou(best)  # the same settings, complete
+
+
 def test_a_subset_is_written_and_loaded_again(command):
     words = [*FEWSHOT, "--pct=50", "--epochs=2"]
     for name, more in (("a", ["--subset_seed=1"]), ("b", [f"--subset={RUNS / 'a/subset.txt'}"])):
@@ -166,7 +210,7 @@ def test_a_subset_is_written_and_loaded_again(command):
     words = ["evaluate", *KITTI[:3], "--weights", RUNS / "a/model.pt", "--split=train", "--pictures=0"]
     code, out, err = command(*words, "--subset", RUNS / "a/subset.txt", "--name=seen")
     assert code == 0, err
-    assert "1 frames to evaluate on" in out  # the frame it was trained on
+    assert "1 frame to evaluate on" in out  # the frame it was trained on
     assert "whole split" in command.refused(*words, "--subset", RUNS / "a/subset.txt", "--submission=out")
 
 

@@ -3,7 +3,7 @@
 from slidr.tasks.segmentation.learners import FineTuning, LinearProbe
 from slidr.tasks.segmentation.losses import lovasz_softmax, segmentation_loss
 from slidr.tasks.segmentation.metrics import ConfusionMatrix, predict, segmentation_scores
-from slidr.tasks.segmentation.task import Segmentation, has_labels, open_labelled, segmentation_loader
+from slidr.tasks.segmentation.task import Segmentation, open_labelled, segmentation_loader, with_labels
 from slidr.tasks.segmentation.training import train
 
 __all__ = [
@@ -11,7 +11,6 @@ __all__ = [
     "FineTuning",
     "LinearProbe",
     "Segmentation",
-    "has_labels",
     "lovasz_softmax",
     "open_labelled",
     "predict",
@@ -19,4 +18,5 @@ __all__ = [
     "segmentation_loss",
     "segmentation_scores",
     "train",
+    "with_labels",
 ]

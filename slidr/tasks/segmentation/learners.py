@@ -5,7 +5,6 @@ from pathlib import Path
 
 import torch
 
-from data.files import InputError
 from data.frame import Batch
 from slidr.config import Downstream, Fewshot, Linprobe
 from slidr.networks.model_file import (
@@ -67,18 +66,12 @@ class LinearProbe(SegmentationLearner):
     """One linear layer learns classes from frozen features, batch norm included in eval mode (paper, section 4.2).
 
     The network is held by the task alone, outside state_dict, DDP and the optimiser; `head` is its last layer.
-
-    Raises InputError if features are to be cached although augmentation changes them every epoch.
     """
 
     def __init__(
         self, settings: Linprobe, task: Segmentation, record: TaskRecord, pretraining: Pretraining | None = None
     ):
         super().__init__(settings, task, record, pretraining)
-        if settings.cache_features and settings.augment:
-            raise InputError(
-                "`cache_features` cannot be true while `augment` is: augmented features change each epoch."
-            )
         task.student.requires_grad_(False).eval()
         self.head = task.student.network.final.requires_grad_(True)
         self._cache: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}  # frame id -> features and labels of its voxels

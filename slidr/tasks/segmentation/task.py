@@ -1,5 +1,6 @@
 """Segmentation as a task: what it reads, how a network is scored, and what its predictions look like."""
 
+import sys
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -11,14 +12,16 @@ from data.augment import AugmentSettings
 from data.datasets import open_reader
 from data.datasets.dataset import Reader
 from data.files import InputError
-from data.frame import Batch, Frame, Needs, Pairs
+from data.frame import Batch, Needs, Pairs
 from data.loading import Loader
 from data.progress import Progress
 from data.samples.single import Single
+from data.subsets import labelled, select
 from slidr import config, pictures
-from slidr.networks.student import Student
+from slidr.networks.student import Student, of_points
 from slidr.tasks.scores import Scores
 from slidr.tasks.segmentation.metrics import ConfusionMatrix, predict, segmentation_scores
+from slidr.tasks.task import read_with_image
 from slidr.training import distributed, open_loader
 
 NEEDS = Needs(labels=True)
@@ -46,6 +49,8 @@ class Segmentation:
     def evaluate(self, loader: Iterable[Batch], keep: Callable[[str, np.ndarray], None] | None = None) -> Scores:
         """IoU over all raw points: each gets its voxel's prediction (paper, section 4.1). nan without labels.
 
+        A point without a voxel is predicted as 0, which is wrong where it has a label.
+
         Args:
             loader: batches of the split, or of this process's share of it.
             keep: called with each frame's id and its points' predicted train ids `[N]`.
@@ -56,10 +61,10 @@ class Segmentation:
         for batch in Progress(loader, desc="scoring", leave=False, delay=10, disable=distributed.rank() > 0):
             batch = batch.to(device)
             logits, inverse = self.logits(batch)
-            prediction = predict(logits)[inverse]
+            prediction = of_points(predict(logits), inverse, 0)
             if batch.labels is not None:
                 masked.update(prediction, batch.labels)
-                unmasked.update(logits.argmax(1)[inverse], batch.labels)
+                unmasked.update(of_points(logits.argmax(1), inverse, 0), batch.labels)
             if keep:
                 for i, name in enumerate(batch.ids):
                     keep(name, prediction[batch.batch_index == i].cpu().numpy())
@@ -69,10 +74,16 @@ class Segmentation:
 
     def draw(self, index: int, folder: Path, name: str) -> list[str]:
         """Prediction and ground truth of a frame, from above and in the first camera if there is one."""
-        frame = self._read_with_image(index)
+        frame = read_with_image(self.reader, index, self.needs)
         bare = Single(self.reader, self.needs).collate([replace(frame, cameras=[], pairs=Pairs.empty())])
         logits, inverse = self.logits(bare.to(next(self.student.parameters()).device))
-        scene = frame, predict(logits)[inverse].cpu().numpy(), self.reader.dataset.classes, self.reader.dataset.colours
+        dataset, prediction = self.reader.dataset, of_points(predict(logits), inverse, 0).cpu()
+        title = f"frame {frame.id}"
+        if frame.labels is not None and frame.labels.any():
+            matrix = ConfusionMatrix(len(dataset.classes))
+            matrix.update(prediction, torch.from_numpy(frame.labels))
+            title += f": mIoU {matrix.mean_iou():.1f} %"
+        scene = frame, prediction.numpy(), dataset.classes, dataset.colours, title
         names = [f"birds_eye_{name}.png"]
         pictures.birds_eye(*scene, folder / names[0])
         if frame.cameras:
@@ -80,17 +91,19 @@ class Segmentation:
             pictures.camera_classes(*scene, folder / names[1])
         return names
 
-    def _read_with_image(self, index: int) -> Frame:
-        """Labels suffice for segmentation, so a data set without its images is no error."""
-        try:
-            return self.reader.read(index, replace(self.needs, cameras=1))
-        except InputError as error:
-            print(f"no camera view of {self.reader.ids[index]}: {error}")
-            return self.reader.read(index, self.needs)
+
+def with_labels(reader: Reader) -> Reader:
+    """The frames that have labels, none if no frame has; says how many have none."""
+    rows = np.flatnonzero(labelled(reader))
+    if 0 < len(rows) < len(reader) and distributed.rank() == 0:
+        without = len(reader) - len(rows)
+        print(f"{without} of {len(reader)} frames have no labels: no training, no scores on them.", file=sys.stderr)
+    reader = select(reader, rows) if len(rows) < len(reader) else reader
+    return reader if _has_labels(reader) else select(reader, [])
 
 
-def has_labels(reader: Reader) -> bool:
-    """Whether the split comes with labels, by the first frame that reads. Raises InputError if ten in a row do not."""
+def _has_labels(reader: Reader) -> bool:
+    """Whether the frames come with labels, by the first one that reads. Raises InputError if ten in a row do not."""
     for index in range(len(reader)):
         try:
             return reader.read(index, NEEDS).labels is not None
@@ -101,10 +114,11 @@ def has_labels(reader: Reader) -> bool:
 
 
 def open_labelled(settings: config.WithData, split: str) -> Reader:
-    """The reader of a split whose labels are needed; InputError if it has none."""
+    """The frames of a split that have labels; InputError if none has."""
     with distributed.first_goes_first():
         reader = open_reader(settings.dataset, settings.root, split, settings.read_options())
-    if not has_labels(reader):
+    reader = with_labels(reader)
+    if not len(reader):
         raise InputError(f"the split `{split}` of {settings.dataset} has no labels; choose another split.")
     return reader
 

@@ -4,6 +4,7 @@ import torch
 
 from data.datasets.dataset import Reader
 from slidr.config import Downstream
+from slidr.report import counted
 from slidr.tasks.results import finish
 from slidr.tasks.scores import Outcome, Scores
 from slidr.tasks.segmentation.learners import SegmentationLearner
@@ -25,7 +26,8 @@ def train(
     """
     task = learner.task
     log.start(
-        data=f"{settings.dataset}: {len(reader)} frames to train on and {len(task.reader)} frames to evaluate on",
+        data=f"{settings.dataset}: {counted(len(reader), 'frame')} to train on and "
+        f"{counted(len(task.reader), 'frame')} to evaluate on",
         weights=source,
         student=task.student.describe(),
         engine=backend.describe(device),
