@@ -1,9 +1,14 @@
-"""Everything that is drawn, for people: no chart without a label, no file half-written."""
+"""Everything that is drawn, for people: no chart without a label, no file half-written.
+
+Scans are seen from above with the vehicle's heading upwards, whatever the axes of their data set.
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
@@ -15,21 +20,42 @@ from data.samples.scans import ScanPair
 from slidr.tasks.scores import Scores
 
 METRES = 45  # a picture from above shows this far in each direction
+EXTENT = f"{2 * METRES} m x {2 * METRES} m"
+GROUND = 17, 20, 24  # RGB behind scans from above
+COSINE = 0.0, 1.0  # similarity maps: one range, so that those of epochs and networks compare
+
+# class -> its colour in maps of nearest neighbours, in their order: green, red, blue
+MIXED = np.array([[0.15, 0.95, 0.2], [1.0, 0.15, 0.1], [0.2, 0.4, 1.0]])
+
+
+def set_output(format: str, dpi: int) -> None:
+    """What pictures are written as from now on: PNG at `dpi`, and, for "pdf" or "svg", that as well beside it."""
+    matplotlib.rcParams.update({"savefig.format": format, "savefig.dpi": dpi})
+
+
+set_output("png", 110)
 
 
 @contextmanager
-def _figure(path: Path, rows: int, columns: int, size: tuple[float, float], **options) -> Iterator:
-    """Axes `[rows, columns]`; saved to `path` at the end."""
+def _figure(path: Path, rows: int, columns: int, size: tuple[float, float], title: str = "", **options) -> Iterator:
+    """Axes `[rows, columns]`; saved to `path`, a PNG, at the end, and beside it as `set_output` says."""
     figure = Figure(figsize=size, layout="constrained")  # no pyplot: no global state, no display
+    if title:
+        figure.suptitle(title, x=0.01, ha="left", fontsize=10)
     yield figure.subplots(rows, columns, squeeze=False, **options)
-    with atomic_write(path) as temporary:
-        figure.savefig(temporary, dpi=110, format="png")
+    for format in dict.fromkeys(("png", matplotlib.rcParams["savefig.format"])):
+        with atomic_write(path.with_suffix(f".{format}")) as temporary:
+            figure.savefig(temporary, format=format)
 
 
-def _image(axis, image: np.ndarray, title: str) -> None:
-    axis.imshow(image)
-    axis.set(xlim=(0, image.shape[1] - 1), ylim=(image.shape[0] - 1, 0), xticks=[], yticks=[])
+def _image(axis, image: np.ndarray, title: str, **style) -> None:
+    axis.imshow(image, **style)
+    axis.set(xticks=[], yticks=[], autoscale_on=False)
     axis.set_title(title, loc="left", fontsize=10)
+
+
+def _grey(image: np.ndarray, brightness: float) -> np.ndarray:
+    return np.repeat(image.mean(2, keepdims=True), 3, 2) / 255 * brightness
 
 
 def _dot(points: int) -> float:
@@ -37,10 +63,36 @@ def _dot(points: int) -> float:
     return float(np.clip(9000 / max(points, 1), 2, 12))
 
 
-def _ground(axis, title: str, lidars=((0.0, 0.0),)) -> None:
-    axis.set(xlim=(-METRES, METRES), ylim=(-METRES, METRES), aspect="equal", xticks=[], yticks=[], facecolor="#111418")
+def _scatter(axis, places: np.ndarray, **style):
+    """Dots at `places [N, 2]`; pixels in vector formats, too, where the text stays text."""
+    return axis.scatter(*np.transpose(places), linewidths=0, rasterized=True, **style)
+
+
+def _above(frame: Frame, points: np.ndarray | None = None) -> np.ndarray:
+    """Metres to the right of the vehicle and ahead of it, `[N, 2]`, of the frame's points or of others in its axes."""
+    x, y = (frame.points if points is None else points)[:, :2].T
+    ahead_x, ahead_y = frame.forward
+    return np.stack((ahead_y * x - ahead_x * y, ahead_x * x + ahead_y * y), 1)
+
+
+def _ground(axis, title: str, lidars=((0.0, 0.0),), names=("right (m)", "ahead (m)")) -> None:
+    ticks = np.arange(-40, 41, 20)
+    axis.set(xlim=(-METRES, METRES), ylim=(-METRES, METRES), aspect="equal", xticks=ticks, yticks=ticks)
+    axis.set(xlabel=names[0], ylabel=names[1], facecolor=np.array(GROUND) / 255)
+    axis.tick_params(labelsize=8)
     axis.set_title(title, loc="left", fontsize=10)
     axis.plot(*np.transpose(lidars), marker="^", color="white", markersize=5, linestyle="none")
+
+
+def visible(colours: np.ndarray) -> np.ndarray:
+    """Class colours `[K, 3]` uint8 RGB as floats in 0..1, the dark ones mixed with white until `GROUND` lets them show.
+
+    Their contrast with it is at least 2.8 then, by relative luminance (WCAG 2).
+    """
+    white = np.linspace(0, 1, 101)[:, None, None]
+    mixed = white + (1 - white) * colours / 255
+    enough = mixed**2.2 @ (0.2126, 0.7152, 0.0722) > 0.12
+    return mixed[enough.argmax(0), np.arange(len(colours))]
 
 
 def camera_overlay(frame: Frame, camera: int, path: Path) -> None:
@@ -52,37 +104,67 @@ def camera_overlay(frame: Frame, camera: int, path: Path) -> None:
     if view.superpixels is not None:
         count = len(np.unique(view.superpixels))
         title += f": {count:,} superpixels"
+        places = zip(view.image.shape, view.superpixels.shape, strict=False)
+        rows, columns = (np.arange(whole) * stored // whole for whole, stored in places)  # a map may be shrunk
         if count < view.superpixels.size:  # else every pixel is a border
-            bordered[find_boundaries(view.superpixels, mode="inner")] = (255, 220, 0)
+            bordered[find_boundaries(view.superpixels[np.ix_(rows, columns)], mode="inner")] = (255, 220, 0)
     height = 6 * view.image.shape[0] / view.image.shape[1]
-    with _figure(path, 1, 2, (12.6, height + 0.4)) as axes:
+    with _figure(path, 1, 2, (12.6, height + 0.7), f"frame {frame.id}") as axes:
         _image(axes[0, 0], bordered, title)
         _image(axes[0, 1], view.image, f"{len(seen):,} lidar points by distance")
-        style = {"cmap": "turbo_r", "vmin": 0, "vmax": 50, "linewidths": 0}
-        dots = axes[0, 1].scatter(seen.column, seen.row, c=distance, s=_dot(len(seen)), **style)
+        style = {"cmap": "turbo_r", "vmin": 0, "vmax": 50}
+        dots = _scatter(axes[0, 1], np.stack((seen.column, seen.row), 1), c=distance, s=_dot(len(seen)), **style)
         axes[0, 1].figure.colorbar(dots, ax=axes[0, 1], label="distance (m)", shrink=0.9, extend="max")
 
 
-def similarity(frame: Frame, camera: int, query: int, values: np.ndarray, path: Path) -> None:
-    """Cosine similarity `values [N]` of every point's feature to that of point `query`: in the image and from above."""
+@dataclass(frozen=True)
+class Similarity:
+    """Cosine similarity to the feature of one point of a frame.
+
+    query: the point's row.
+    name: how it was chosen.
+    points: `[N]` of every point's feature.
+    pixels: `[h, w]` of the camera image's features, whatever its size; None = the network has no image head.
+    """
+
+    query: int
+    name: str
+    points: np.ndarray
+    pixels: np.ndarray | None
+
+
+def similarity(frame: Frame, camera: int, maps: list[Similarity], path: Path) -> None:
+    """Similarity maps as in the supplement, Fig. 4 and 5: a row a query, the image's left, the points' right.
+
+    Violet to yellow is `COSINE`; the red dot is the query, if the camera sees it. Without pixels the right half alone.
+    """
     view = frame.cameras[camera]
+    rows, columns = view.size
     seen = frame.pairs.select(frame.pairs.camera == camera)
-    here = seen.point == query
-    image_height = 7 * view.image.shape[0] / view.image.shape[1]
-    height = max(image_height, 3.5)  # the view from above is square
-    low, high = np.quantile(values, (0.02, 0.98))
-    style = {"cmap": "coolwarm", "vmin": low, "vmax": high, "linewidths": 0}
-    with _figure(path, 1, 2, (8 + height, height + 0.5), width_ratios=(7, height)) as axes:
-        grey = np.repeat(view.image.mean(2, keepdims=True), 3, 2) / 255 * 0.6
-        _image(axes[0, 0], grey, "similarity of each point's feature to the one at the cross")
-        axes[0, 0].scatter(seen.column, seen.row, c=values[seen.point], s=1.5 * _dot(len(seen)), **style)
-        _ground(axes[0, 1], "the whole scan from above")
-        order = np.argsort(values)  # the most similar hide the others
-        dots = axes[0, 1].scatter(*frame.points[order, :2].T, c=values[order], s=1.5, **style)
-        cross = {"marker": "x", "color": "yellow", "markersize": 12, "markeredgewidth": 3}
-        axes[0, 0].plot(seen.column[here], seen.row[here], **cross)
-        axes[0, 1].plot(*frame.points[query, :2], **cross)
-        axes[0, 1].figure.colorbar(dots, ax=axes[0, 1], label="cosine", shrink=0.9, extend="both")
+    style = {"cmap": "viridis", "vmin": COSINE[0], "vmax": COSINE[1]}
+    halves = 1 + (maps[0].pixels is not None)
+    height = 6.5 * rows / columns + 0.35
+    size = 6.5 * halves + 1, height * len(maps) + 0.35
+    with _figure(path, len(maps), halves, size, f"frame {frame.id}, {view.name}") as axes:
+        for found, axis in zip(maps, axes, strict=True):
+            here = seen.point == found.query
+            _image(axis[-1], _grey(view.image, 0.35), f"points: {found.name}")
+            order = np.argsort(found.points[seen.point])  # the most similar hide the others
+            places = np.stack((seen.column, seen.row), 1)[order]
+            colour = found.points[seen.point[order]]
+            dots = _scatter(axis[-1], places, c=colour, s=1.5 * _dot(len(seen)), **style)
+            if halves == 2:
+                _image(
+                    axis[0],
+                    found.pixels,
+                    f"image: {found.name}",
+                    extent=(-0.5, columns - 0.5, rows - 0.5, -0.5),
+                    **style,
+                )
+            for one in axis:
+                one.plot(seen.column[here], seen.row[here], "o", color="red", markeredgecolor="white", markersize=8)
+        label = f"cosine similarity, {COSINE[0]:g} to {COSINE[1]:g}"
+        axes[0, 0].figure.colorbar(dots, ax=axes, label=label, shrink=0.9, extend="min")
 
 
 def views(clouds: dict[str, np.ndarray], path: Path) -> None:
@@ -94,10 +176,10 @@ def views(clouds: dict[str, np.ndarray], path: Path) -> None:
     """
     with _figure(path, 1, len(clouds), (4.4 * len(clouds) + 0.8, 4.7)) as axes:
         for axis, (name, points) in zip(axes[0], clouds.items(), strict=True):
-            _ground(axis, f"{name}: {len(points):,} points")
+            _ground(axis, f"{name}: {len(points):,} points", names=("x (m)", "y (m)"))
             points = points[np.argsort(points[:, 2])]  # what is higher hides what is lower
-            style = {"cmap": "viridis", "vmin": -2, "vmax": 4, "linewidths": 0}
-            dots = axis.scatter(*points[:, :2].T, c=points[:, 2], s=_dot(len(points)) / 2, **style)
+            style = {"cmap": "viridis", "vmin": -2, "vmax": 4}
+            dots = _scatter(axis, points[:, :2], c=points[:, 2], s=_dot(len(points)) / 2, **style)
         axes[0, 0].figure.colorbar(dots, ax=axes[0, -1], label="height (m)", shrink=0.9, extend="both")
 
 
@@ -110,21 +192,21 @@ def scan_pair(pair: ScanPair, cosine: np.ndarray, path: Path) -> None:
         path: PNG to write.
     """
     to_first = np.linalg.inv(pair.first.pose) @ pair.second.pose
-    first = pair.first.points[:, :2]
-    second = (pair.second.points[:, :3] @ to_first[:3, :3].T + to_first[:3, 3])[:, :2]
-    lidars = np.stack([np.zeros(2), to_first[:2, 3]])
+    first = _above(pair.first)
+    second = _above(pair.first, pair.second.points[:, :3] @ to_first[:3, :3].T + to_first[:3, 3])
+    lidars = _above(pair.first, np.stack([np.zeros(3), to_first[:3, 3]]))
     middle = lidars.mean(0)
-    with _figure(path, 1, 2, (13, 5.8)) as axes:
+    with _figure(path, 1, 2, (13, 6), f"frames {pair.first.id} and {pair.second.id}, {EXTENT}") as axes:
         apart = np.linalg.norm(to_first[:3, 3])
         _ground(axes[0, 0], f"two scans, {apart:.1f} m apart", lidars - middle)
         _ground(axes[0, 1], f"their {len(cosine):,} matches", lidars - middle)
         for name, points, colour in (("first", first, "#4fa3ff"), ("second", second, "#ff9e3d")):
-            axes[0, 0].scatter(*(points - middle).T, s=0.8, c=colour, linewidths=0, label=name)
+            _scatter(axes[0, 0], points - middle, s=0.8, c=colour, label=name)
         axes[0, 0].legend(frameon=False, labelcolor="white", markerscale=6, loc="upper right")
         order = np.argsort(-cosine)  # the least similar hide the others
         places = first[pair.matches[order, 0]] - middle
-        style = {"cmap": "RdYlGn", "vmin": 0, "vmax": 1, "linewidths": 0}
-        dots = axes[0, 1].scatter(*places.T, c=cosine[order], s=1.5, **style)
+        style = {"cmap": "RdYlGn", "vmin": 0, "vmax": 1}
+        dots = _scatter(axes[0, 1], places, c=cosine[order], s=1.5, **style)
         axes[0, 1].figure.colorbar(dots, ax=axes[0, 1], label="cosine of the features", shrink=0.9, extend="min")
 
 
@@ -164,32 +246,35 @@ def _class_legend(
 ) -> None:
     """Names of the classes that occur, beside the axes."""
     occurring = [i for i in np.unique(np.concatenate([ids[known] for ids in panels.values()])) if i]
-    handles = [Patch(color=colours[i] / 255, label=classes[i]) for i in occurring]
+    handles = [Patch(color=visible(colours)[i], label=classes[i]) for i in occurring]
     figure.legend(handles=handles, loc="outside right center", frameon=False, fontsize=9)
 
 
-def birds_eye(frame: Frame, prediction: np.ndarray, classes: tuple[str, ...], colours: np.ndarray, path: Path) -> None:
+def birds_eye(
+    frame: Frame, prediction: np.ndarray, classes: tuple[str, ...], colours: np.ndarray, title: str, path: Path
+) -> None:
     """Prediction next to ground truth, where there is one, from above.
 
     Args:
         frame: points and labels; points without a label (0) are grey.
         prediction: `[N]` train ids.
-        classes, colours: names and RGB uint8 `[K, 3]` by train id.
+        classes, colours: names and RGB uint8 `[K, 3]` by train id; colours are shown as `visible` has them.
+        title: of the frame.
         path: PNG to write.
     """
     panels, known = _panels(frame, prediction)
     order = np.argsort(frame.points[:, 2])  # what is higher hides what is lower
-    points, seen = frame.points[order], known[order]
-    with _figure(path, 1, len(panels), (6.25 * len(panels), 5.6)) as axes:
-        for axis, (title, ids) in zip(axes[0], panels.items(), strict=True):
-            _ground(axis, title)
-            axis.scatter(*points[~seen, :2].T, s=0.6, c="#3a3f46", linewidths=0)
-            axis.scatter(*points[seen, :2].T, s=3, c=colours[ids[order][seen]] / 255, linewidths=0)
+    places, seen, colours_shown = _above(frame)[order], known[order], visible(colours)
+    with _figure(path, 1, len(panels), (6.25 * len(panels), 5.8), f"{title}, {EXTENT}") as axes:
+        for axis, (name, ids) in zip(axes[0], panels.items(), strict=True):
+            _ground(axis, name)
+            _scatter(axis, places[~seen], s=0.6, c="#3a3f46")
+            _scatter(axis, places[seen], s=3, c=colours_shown[ids[order][seen]])
         _class_legend(axes[0, 0].figure, panels, known, classes, colours)
 
 
 def camera_classes(
-    frame: Frame, prediction: np.ndarray, classes: tuple[str, ...], colours: np.ndarray, path: Path
+    frame: Frame, prediction: np.ndarray, classes: tuple[str, ...], colours: np.ndarray, title: str, path: Path
 ) -> None:
     """Prediction above ground truth, where there is one, in the first camera; arguments as those of `birds_eye`.
 
@@ -199,16 +284,46 @@ def camera_classes(
     view, pairs = frame.cameras[0], frame.pairs.select(frame.pairs.camera == 0)
     pairs = pairs.select(known[pairs.point])
     pairs = pairs.select(np.argsort(-np.linalg.norm(frame.points[pairs.point, :3], axis=1)))  # near hides far
-    grey = np.repeat(view.image.mean(2, keepdims=True), 3, 2) / 255 * 0.5
     height = 7 * view.image.shape[0] / view.image.shape[1] + 0.35
     seen = np.zeros_like(known)
     seen[pairs.point] = True
-    with _figure(path, len(panels), 1, (9, height * len(panels))) as axes:
-        for axis, (title, ids) in zip(axes[:, 0], panels.items(), strict=True):
-            _image(axis, grey, f"{view.name}: {title}")
-            colour = colours[ids[pairs.point]] / 255
-            axis.scatter(pairs.column, pairs.row, c=colour, s=_dot(len(pairs)), linewidths=0)
+    with _figure(path, len(panels), 1, (9, height * len(panels) + 0.3), title) as axes:
+        for axis, (name, ids) in zip(axes[:, 0], panels.items(), strict=True):
+            _image(axis, _grey(view.image, 0.35), f"{view.name}: {name}")
+            colour = visible(colours)[ids[pairs.point]]
+            _scatter(axis, np.stack((pairs.column, pairs.row), 1), c=colour, s=_dot(len(pairs)))
         _class_legend(axes[0, 0].figure, panels, seen, classes, colours)
+
+
+def class_probabilities(
+    frame: Frame, probability: np.ndarray, classes: tuple[str, ...], title: str, path: Path
+) -> None:
+    """Probabilities of up to three classes as green, red and blue, mixed: from above, and in the first camera, if any.
+
+    Args:
+        probability: `[N, K]` in 0..1.
+        classes: their K names.
+        title: of the frame.
+        path: PNG to write.
+    """
+    most = probability.max(1, initial=0)
+    colour = np.clip(probability @ MIXED[: len(classes)] + 0.27 * (1 - most[:, None]), 0, 1)
+    order = np.argsort(most, kind="stable")  # what is found hides the rest
+    shape = frame.cameras[0].image.shape if frame.cameras else (0, 1)
+    wide = 9 if shape[1] < 2 * shape[0] else 12
+    options = {"width_ratios": (5, wide)} if frame.cameras else {}
+    with _figure(
+        path, 1, 1 + len(frame.cameras), (5 + wide * len(frame.cameras), 5.6), f"{title}, {EXTENT}", **options
+    ) as axes:
+        _ground(axes[0, 0], "from above")
+        _scatter(axes[0, 0], _above(frame)[order], c=colour[order], s=2.5)
+        for axis, view in zip(axes[0, 1:], frame.cameras, strict=True):
+            _image(axis, _grey(view.image, 0.4), view.name)
+            pairs = frame.pairs.select(np.argsort(most[frame.pairs.point], kind="stable"))
+            places = np.stack((pairs.column, pairs.row), 1)
+            _scatter(axis, places, c=colour[pairs.point], s=1.5 * _dot(len(pairs)))
+        handles = [Patch(color=c, label=name) for c, name in zip(MIXED, classes, strict=False)]
+        axes[0, 0].figure.legend(handles=handles, loc="outside lower center", frameon=False, ncols=len(classes))
 
 
 def sweep(lines: dict[str, dict[float, Scores]], path: Path) -> None:
@@ -219,24 +334,27 @@ def sweep(lines: dict[str, dict[float, Scores]], path: Path) -> None:
             "published" is dashed.
         path: PNG to write.
     """
-    with _figure(path, 1, 1, (6.5, 4.2)) as axes:
+    with _figure(path, 1, 1, (8.5, 4.2)) as axes:
         axis = axes[0, 0]
         for name, line in lines.items():
-            style = {"ls": "--", "alpha": 0.6} if name.startswith("published") else {"capsize": 3}
+            theirs = name.startswith("published")
+            style = {"ls": "--", "alpha": 0.7, "mfc": "none", "ms": 8} if theirs else {"capsize": 3, "ms": 4}
             value, deviation = np.array([(scores.value, scores.deviation) for scores in line.values()]).T
-            axis.errorbar(list(line), value, deviation, marker="o", ms=4, label=name, **style)
+            axis.errorbar(list(line), value, deviation, marker="o", label=name, **style)
             label = next(iter(line.values())).label
         ticks = sorted({pct for line in lines.values() for pct in line})
         axis.set(xscale="log", xlabel="labels of the training split (%)", ylabel=label)
         axis.set_xticks(ticks, [f"{pct:g}" for pct in ticks])
         axis.minorticks_off()
         axis.grid(alpha=0.3)
-        axis.legend(frameon=False)
+        axis.figure.legend(loc="outside right center", frameon=False, fontsize=9)
         axis.spines[["top", "right"]].set_visible(False)
 
 
 def bar_chart(columns: dict[str, Scores], path: Path) -> None:
     """Every figure and, set apart, the primary one: a bar a network, none where there is no value.
+
+    Error bars are standard deviations over seeds, where there are any.
 
     Args:
         columns: network name -> scores of one kind.
@@ -249,8 +367,9 @@ def bar_chart(columns: dict[str, Scores], path: Path) -> None:
     with _figure(path, 1, 1, (10, 4)) as axes:
         axis = axes[0, 0]
         for i, (label, scores) in enumerate(columns.items()):
-            values = np.array([scores.figures[name] for name in names])
-            axis.bar(places + (i - (len(columns) - 1) / 2) * width, values, width, label=label)
+            values, spread = ([part.get(name, np.nan) for name in names] for part in (scores.figures, scores.spread))
+            style = {"yerr": spread, "error_kw": {"elinewidth": 1, "capsize": 2}} if scores.spread else {}
+            axis.bar(places + (i - (len(columns) - 1) / 2) * width, values, width, label=label, **style)
         axis.set_xticks(places, names, rotation=45, ha="right", rotation_mode="anchor")
         axis.set(ylabel=f"{first.measure} ({first.unit})", axisbelow=True)
         axis.grid(axis="y", alpha=0.3)

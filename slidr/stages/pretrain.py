@@ -1,5 +1,6 @@
 """Pretraining: a lidar network learns without labels, by the method of the settings."""
 
+import math
 from pathlib import Path
 
 import torch
@@ -9,6 +10,7 @@ from data.loading import Loader
 from slidr import config, pictures
 from slidr.config import MethodSettings
 from slidr.methods import Method, find_method
+from slidr.report import counted
 from slidr.training import (
     Run,
     arithmetic,
@@ -49,7 +51,7 @@ def run(settings: MethodSettings) -> Path:
     log = Run("pretrain", settings)
     log.start(
         method=settings.method,
-        data=f"{settings.dataset}: {len(readers[0])} frames to train on, {len(readers[1])} to validate on",
+        data=f"{settings.dataset}: {counted(len(readers[0]), 'frame')} to train on, {len(readers[1])} to validate on",
         **method.describe(),
         engine=backend.describe(device),
         arithmetic=arithmetic(settings, device),
@@ -60,14 +62,17 @@ def run(settings: MethodSettings) -> Path:
         if log.first:
             with log.tolerate("model.pt"):
                 method.write_model(log.folder / "model.pt")
-            with log.tolerate("a picture"):
-                log.show(epoch * len(loader), *method.watch(readers[1], log.folder, f"_epoch_{epoch:03d}"))
+            with log.tolerate("a picture"):  # the last epoch's are those of the report
+                if epoch < settings.epochs:
+                    log.show(epoch * len(loader), *method.watch(readers[1], log.folder, f"_epoch_{epoch:03d}"))
         return {"val_loss": loss}
 
     fit(log, settings, method, loader, validate)
     if log.first:
         method.write_model(log.folder / "model.pt")
-        report(log, method.watch(readers[1], log.folder), settings)
+        drawn = method.watch(readers[1], log.folder)
+        log.show(settings.epochs * len(loader), *drawn)
+        report(log, drawn, settings)
     return log.folder
 
 
@@ -87,10 +92,10 @@ def validation_loss(method: Method, loader: Loader, settings: MethodSettings, de
 def report(log: Run, drawn: list[str], settings: MethodSettings) -> None:
     """Draw the curves, write report.md, say what comes next."""
     pictures.curves(log.rows, log.folder / "curves.png")
-    drawn = ["curves.png", *drawn, *sorted(path.name for path in log.folder.glob("*_epoch_*.png"))[:-1]]
+    drawn = ["curves.png", *drawn, *sorted(path.name for path in log.folder.glob("*_epoch_*.png"))]
     losses = [row["loss"] for row in log.rows if "loss" in row]
-    change = f"loss {losses[0]:.3f} -> {losses[-1]:.3f}"
-    validation = next(row["val_loss"] for row in reversed(log.rows) if "val_loss" in row)
+    change = f"loss {losses[0]:.3f} -> {losses[-1]:.3f}" if losses else "every step was left out"
+    validation = next((row["val_loss"] for row in reversed(log.rows) if "val_loss" in row), math.nan)
     log.finish(
         f"# Pretraining {log.folder.name}\n\n"
         f"Method {settings.method} on {settings.dataset}. Training {change}, validation loss {validation:.3f}, "

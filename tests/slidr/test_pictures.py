@@ -6,6 +6,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from PIL import Image
 
+from data.datasets import nuscenes, semantic_kitti
 from data.files import InputError
 from data.frame import CameraView, Frame, Pairs
 from slidr import pictures
@@ -13,6 +14,7 @@ from slidr.tasks.scores import Scores
 
 CLASSES = ("ignored", "car", "road", "tree")
 COLOURS = np.array([[0, 0, 0], [255, 0, 0], [0, 0, 255], [0, 255, 0]], np.uint8)
+SHOWN = pictures.visible(COLOURS)
 
 
 @pytest.fixture
@@ -31,7 +33,7 @@ def drawn(tmp_path, monkeypatch):
         path = tmp_path / "folder" / "picture.png"
         picture(*arguments, path)
         with Image.open(path) as image:
-            assert image.format == "PNG" and 400 < image.width < 2000 and 200 < image.height < 1000
+            assert image.format == "PNG" and 400 < image.width < 2000 and 200 < image.height < 1200
         assert list(path.parent.iterdir()) == [path]
         return figures[-1].axes
 
@@ -83,25 +85,82 @@ def test_pixels_that_are_their_own_superpixels_have_no_borders(drawn, frame):
 
 @pytest.mark.parametrize("size", [(40, 60), (40, 200)])  # KITTI's images are wide
 def test_similarity(drawn, frame, size):
-    frame.cameras[0].image = np.zeros((*size, 3), np.uint8)
-    query = frame.pairs.point[0]
-    values = np.linspace(-1, 1, 40)
-    image, above, bar = drawn(pictures.similarity, frame, 0, query, values)
+    frame.cameras[0] = CameraView("CAM_0", "t0", np.zeros((*size, 3), np.uint8))
+    values, pixels = np.random.default_rng(1).random(40), np.linspace(0, 1, 6).reshape(2, 3)
+    queries = [frame.pairs.point[0], frame.pairs.point[1]]  # the second is the other camera's
+    maps = [pictures.Similarity(query, f"query {query}", values, pixels) for query in queries]
+    *axes, bar = drawn(pictures.similarity, frame, 0, maps)
     seen = frame.pairs.select(frame.pairs.camera == 0)
-    np.testing.assert_array_equal(image.collections[0].get_offsets(), np.stack([seen.column, seen.row], 1))
-    np.testing.assert_array_equal(image.collections[0].get_array(), values[seen.point])
-    np.testing.assert_array_equal(above.collections[0].get_offsets(), frame.points[:, :2])
-    np.testing.assert_array_equal(above.collections[0].get_array(), values)
-    assert image.collections[0].get_clim() == above.collections[0].get_clim()  # one scale, one colour bar
-    assert np.array(image.lines[-1].get_data()).ravel() == pytest.approx([seen.column[0], seen.row[0]])
-    assert np.array(above.lines[-1].get_data()).ravel() == pytest.approx(frame.points[query, :2])
-    assert bar.get_ylabel() == "cosine"
+    order = np.argsort(values[seen.point])  # the most similar are drawn last
+    for (left, right), query in zip((axes[:2], axes[2:]), queries, strict=True):
+        assert titles((left, right)) == [f"image: query {query}", f"points: query {query}"]
+        np.testing.assert_array_equal(left.images[0].get_array(), pixels)
+        assert left.images[0].get_extent() == [-0.5, size[1] - 0.5, size[0] - 0.5, -0.5]  # of the image itself
+        (dots,) = right.collections
+        np.testing.assert_array_equal(dots.get_offsets(), np.stack([seen.column, seen.row], 1)[order])
+        np.testing.assert_array_equal(dots.get_array(), values[seen.point[order]])
+        for shown in (left.images[0], dots):
+            assert shown.get_clim() == (0, 1) and shown.get_cmap().name == "viridis"
+        for axis in (left, right):
+            place = [[seen.column[0], seen.row[0]]] if query == queries[0] else np.zeros((0, 2))
+            np.testing.assert_array_equal(axis.lines[0].get_xydata(), place)
+            assert axis.lines[0].get_color() == "red"
+    assert bar.get_ylabel() == "cosine similarity, 0 to 1"
 
 
-def test_the_most_similar_points_are_drawn_last(drawn, frame):
-    values = np.random.default_rng(1).random(40)
-    _, above, _ = drawn(pictures.similarity, frame, 0, 0, values)
-    np.testing.assert_array_equal(above.collections[0].get_offsets(), frame.points[np.argsort(values), :2])
+def test_similarity_without_an_image_head(drawn, frame):
+    maps = [pictures.Similarity(0, "q", np.zeros(40), None)]
+    points, _ = drawn(pictures.similarity, frame, 0, maps)
+    assert titles([points]) == ["points: q"]
+
+
+def test_vector_formats_are_written_beside_the_png(tmp_path, frame):
+    pictures.set_output("svg", 50)
+    try:
+        pictures.camera_overlay(frame, 0, tmp_path / "a.png")
+    finally:
+        pictures.set_output("png", 110)
+    with Image.open(tmp_path / "a.png") as image:
+        assert 600 < image.width < 660  # 12.6 inches
+    assert "lidar points by distance" in (tmp_path / "a.svg").read_text() or "<text" in (tmp_path / "a.svg").read_text()
+    assert (tmp_path / "a.svg").stat().st_size < 200_000  # points are pixels there
+
+
+@pytest.mark.parametrize("record", [nuscenes.RECORD, semantic_kitti.RECORD], ids=lambda record: record.name)
+def test_every_class_is_visible_on_its_background(record):
+    def luminance(rgb):  # WCAG 2.2
+        linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+        return linear @ (0.2126, 0.7152, 0.0722)
+
+    shown = pictures.visible(record.colours)
+    ground = luminance(np.array(pictures.GROUND) / 255)
+    assert ((luminance(shown[1:]) + 0.05) / (ground + 0.05)).min() > 2.8
+    bright = luminance(record.colours / 255) > 0.15
+    np.testing.assert_allclose(shown[bright], record.colours[bright] / 255, atol=1e-6)
+
+
+@pytest.mark.parametrize(("forward", "expected"), [((0, 1), [[1, 2]]), ((1, 0), [[-2, 1]])])  # nuScenes, KITTI
+def test_the_heading_is_upwards(drawn, forward, expected):
+    frame = Frame("f", POINTS[:1], LABELS[:1], forward=forward)
+    axes = drawn(pictures.birds_eye, frame, PREDICTION[:1], CLASSES, COLOURS, "title")
+    np.testing.assert_array_equal(axes[0].collections[1].get_offsets(), expected)
+    assert (axes[0].get_xlabel(), axes[0].get_ylabel()) == ("right (m)", "ahead (m)")
+
+
+def test_class_probabilities(drawn, frame):
+    frame.cameras = frame.cameras[:1]
+    frame.pairs = frame.pairs.select(frame.pairs.camera == 0)
+    probability = np.zeros((40, 3))
+    probability[0, 0] = probability[1, 1] = probability[2, 2] = 1
+    above, camera = drawn(pictures.class_probabilities, frame, probability, ("a", "b", "c"), "title")
+    dots = above.collections[0]
+    assert len(dots.get_offsets()) == 40 and len(camera.collections[0].get_offsets()) == len(frame.pairs)
+    last = {tuple(place): colour[:3] for place, colour in zip(dots.get_offsets(), dots.get_facecolors(), strict=True)}
+    for point, channel in ((0, 1), (1, 0), (2, 2)):  # green, red, blue
+        x, y = frame.points[point, :2]
+        assert last[(-y, x)].argmax() == channel
+    grey = dots.get_facecolors()[0, :3]
+    assert np.ptp(grey) == 0 and grey[0] > 0.2
 
 
 def test_curves(drawn):
@@ -128,32 +187,36 @@ POINTS = np.array([[1, 2, 5, 0], [3, 4, 0, 0], [5, 6, -1, 0], [7, 8, 1, 0]], np.
 PREDICTION, LABELS = np.array([1, 2, 2, 3]), np.array([1, 0, 1, 2])  # the second point has no label
 
 
-def assert_legend(axis, names, colours) -> None:
+def assert_legend(axis, names) -> None:
+    colours = SHOWN[[CLASSES.index(name) for name in names]]
     (legend,) = axis.figure.legends
     assert [text.get_text() for text in legend.get_texts()] == names
-    assert [to_rgb(patch.get_facecolor()) for patch in legend.get_patches()] == colours
+    np.testing.assert_allclose([to_rgb(patch.get_facecolor()) for patch in legend.get_patches()], colours)
 
 
 def test_birds_eye(drawn):
-    axes = drawn(pictures.birds_eye, Frame("f", POINTS, LABELS), PREDICTION, CLASSES, COLOURS)
+    frame = Frame("f", POINTS, LABELS, forward=(0, 1))
+    axes = drawn(pictures.birds_eye, frame, PREDICTION, CLASSES, COLOURS, "frame f: mIoU 3 %")
+    assert axes[0].figure.get_suptitle() == "frame f: mIoU 3 %, 90 m x 90 m"
     assert titles(axes) == ["prediction", "ground truth"]
     for axis, ids in zip(axes, (PREDICTION, LABELS), strict=True):
         grey, known = axis.collections
         np.testing.assert_array_equal(grey.get_offsets(), POINTS[[1], :2])
         np.testing.assert_array_equal(known.get_offsets(), POINTS[[2, 3, 0], :2])  # the highest last
-        np.testing.assert_allclose(known.get_facecolors()[:, :3], COLOURS[ids[[2, 3, 0]]] / 255)
-    assert_legend(axes[1], ["car", "road", "tree"], [(1, 0, 0), (0, 0, 1), (0, 1, 0)])
+        np.testing.assert_allclose(known.get_facecolors()[:, :3], SHOWN[ids[[2, 3, 0]]])
+    assert_legend(axes[1], ["car", "road", "tree"])
 
 
 @pytest.mark.parametrize("points", [0, 3])
 def test_birds_eye_of_unlabelled_points(drawn, points):
     none = np.zeros(points, int)
-    axes = drawn(pictures.birds_eye, Frame("f", np.ones((points, 4), np.float32), none), none, CLASSES, COLOURS)
+    frame = Frame("f", np.ones((points, 4), np.float32), none)
+    axes = drawn(pictures.birds_eye, frame, none, CLASSES, COLOURS, "f")
     assert len(axes[0].collections[0].get_offsets()) == points and len(axes[0].collections[1].get_offsets()) == 0
 
 
 def test_birds_eye_of_a_split_without_labels(drawn):
-    (axis,) = drawn(pictures.birds_eye, Frame("f", POINTS), PREDICTION, CLASSES, COLOURS)
+    (axis,) = drawn(pictures.birds_eye, Frame("f", POINTS), PREDICTION, CLASSES, COLOURS, "f")
     assert axis.get_title(loc="left") == "prediction" and len(axis.collections[1].get_offsets()) == 4
 
 
@@ -163,13 +226,13 @@ def test_camera_classes(drawn):
         np.array([0, 1, 2, 3]), np.array([0, 0, 0, 1]), np.array([10, 20, 30, 40]), np.array([50, 60, 70, 80])
     )
     frame = Frame("f", POINTS, LABELS, [view, view], pairs)
-    axes = drawn(pictures.camera_classes, frame, PREDICTION, CLASSES, COLOURS)
+    axes = drawn(pictures.camera_classes, frame, PREDICTION, CLASSES, COLOURS, "f")
     assert titles(axes) == ["CAM_FRONT: prediction", "CAM_FRONT: ground truth"]
     for axis, ids in zip(axes, (PREDICTION, LABELS), strict=True):
         (dots,) = axis.collections  # point 1 has no label, point 3 is another camera's
         np.testing.assert_array_equal(dots.get_offsets(), [[70, 30], [50, 10]])  # the nearest last
-        np.testing.assert_allclose(dots.get_facecolors()[:, :3], COLOURS[ids[[2, 0]]] / 255)
-    assert_legend(axes[0], ["car", "road"], [(1, 0, 0), (0, 0, 1)])
+        np.testing.assert_allclose(dots.get_facecolors()[:, :3], SHOWN[ids[[2, 0]]])
+    assert_legend(axes[0], ["car", "road"])
 
 
 def scores(value: float, spread: float | None = None, primary: str = "mIoU", **others: float) -> Scores:
@@ -215,6 +278,15 @@ def test_bar_chart(drawn):
     for bars in axis.containers:
         for bar, place in zip(bars, axis.get_xticks(), strict=True):
             assert abs(bar.get_x() + bar.get_width() / 2 - place) < 0.5
+
+
+def test_bars_of_several_seeds_have_error_bars(drawn):
+    columns = {"ours": scores(40, 2, car=50.0), "random": scores(20, car=10.0)}
+    (axis,) = drawn(pictures.bar_chart, columns)
+    ours, random = axis.containers[1], axis.containers[-1]
+    (bars,) = ours.errorbar.lines[2]
+    np.testing.assert_allclose(bars.get_segments()[-1][:, 1], [38, 42])
+    assert random.errorbar is None
 
 
 def test_a_folder_that_cannot_be_written(tmp_path):
