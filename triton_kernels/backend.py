@@ -2,7 +2,7 @@
 
 import contextlib
 import functools
-import importlib
+import importlib.util
 from collections.abc import Callable, Iterator
 from types import ModuleType
 
@@ -31,9 +31,15 @@ def kernels(operation: str) -> ModuleType:
     except ModuleNotFoundError as error:
         if error.name is None or error.name.split(".")[0] != "triton":
             raise
-        raise ImportError(
-            "sparse convolution on a GPU needs Triton, which is not installed: pip install 'triton>=3.6,<4'."
-        ) from error
+        raise ImportError(f"{_NEEDED}.") from error
+
+
+_NEEDED = "sparse convolution on a GPU needs Triton, which is not installed: pip install 'triton>=3.6,<4'"
+
+
+def can_compute(device: torch.device) -> bool:
+    """Whether what computes on `device` is installed; if not, `describe` says what is missing."""
+    return not uses_triton(device) or importlib.util.find_spec("triton") is not None
 
 
 @contextlib.contextmanager
@@ -54,6 +60,8 @@ def forced(name: str) -> Iterator[None]:
 
 def describe(device: torch.device) -> str:
     """What computes on `device`, in a few words for the block that a run prints at its start."""
+    if not can_compute(device):
+        return _NEEDED
     if uses_triton(device):
         return f"sparse convolution in Triton on {device} (hash table, masked implicit GEMM)"
     return f"sparse convolution in PyTorch on {device} (gather, matmul, add up)"

@@ -1,5 +1,6 @@
 """A recipe and the command line become the settings of a stage; settings become YAML."""
 
+import re
 import typing
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -8,7 +9,8 @@ from pathlib import Path
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from slidr.config.recipes import find_recipe, nearest, read_recipe, refusal, shipped, short, short_name
+from data.files import InputError
+from slidr.config.recipes import find_recipe, nearest, read_recipe, shipped, short, short_name
 from slidr.config.settings import MethodSettings
 from slidr.config.values import from_text, plain_type
 
@@ -79,7 +81,7 @@ def gather(
         stated = ({} if settings_type else flags).get("method") or values.get("method")
         method = stated or MethodSettings.model_fields["method"].default
         if not isinstance(method, str):
-            raise refusal(f"{sources.get('method')}: `method` cannot be {short(method)}: write its name.")
+            raise InputError(f"{sources.get('method')}: `method` cannot be {short(method)}: write its name.")
         pretraining = settings_of(method)
         if settings_type is None:
             settings_type = pretraining
@@ -92,7 +94,7 @@ def gather(
         if value is None and name in switches:
             flags[name] = "true"
         elif not value:
-            raise refusal(
+            raise InputError(
                 f"{COMMAND_LINE}: `--{short_name(name)}` lacks its value; settings are written `--key value`."
             )
     return Given(settings_type, values | flags, sources | dict.fromkeys(flags, COMMAND_LINE), path)
@@ -121,7 +123,12 @@ def validate(
     for name in values:
         if name not in fields:
             reason = _unknown(name, settings_type, values.get("method"), settings_of, methods)
-            raise refusal(f"{sources.get(name, 'settings')}: {reason}")
+            raise InputError(f"{sources.get(name, 'settings')}: {reason}")
+    for name, value in values.items():
+        texts = [value] if isinstance(value, str) else value if isinstance(value, list | tuple) else []
+        if any(isinstance(text, str) and re.search(r"[\x00-\x1f\x7f-\x9f]", text) for text in texts):
+            where = sources.get(name, "settings")
+            raise InputError(f"{where}: `{name}` cannot be {short(value)}: it has control characters.")
     read = {name: from_text(value, fields[name].annotation) for name, value in values.items()}
     try:
         return settings_type(**read)
@@ -134,14 +141,14 @@ def validate(
     reason = wrong["msg"].removeprefix("Value error, ")
     reason = reason[:1].lower() + reason[1:]
     if not wrong["loc"]:
-        raise refusal(f"the settings do not fit together: {reason}.")
+        raise InputError(f"the settings do not fit together: {reason}.")
     name = wrong["loc"][0]
     if name in missing:
-        raise refusal(f"`--{name}` is needed: {fields[name].description}.")
+        raise InputError(f"`--{name}` is needed: {fields[name].description}.")
     parts = typing.get_args(plain_type(fields[name].annotation))
     if wrong["type"] in ("missing", "too_long") and ... not in parts:
         reason = f"it takes {len(parts)} values"
-    raise refusal(f"{sources.get(name, 'settings')}: `{name}` cannot be {short(values[name])}: {reason}.")
+    raise InputError(f"{sources.get(name, 'settings')}: `{name}` cannot be {short(values[name])}: {reason}.")
 
 
 def _unknown(
@@ -168,7 +175,7 @@ def _flags(words: list[str]) -> dict[str, str | None]:
     while words:
         word = words.pop(0)
         if not word.startswith("--"):
-            raise refusal(
+            raise InputError(
                 f"{COMMAND_LINE}: `{short_name(word)}` stands alone; a recipe comes first, settings are written "
                 "`--key value`."
             )

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import yaml
 
-from data.files import InputError
+from data.files import InputError, open_file
 
+MOST_BYTES = 20_000  # of a recipe; PyYAML takes a second for so many
 RECIPES = Path(__file__).parents[1] / "configs"
 
 _BROKEN = (yaml.YAMLError, ValueError, RecursionError)  # ValueError: `2024-13-01` looks like a date and is none
@@ -24,11 +25,6 @@ def short(value: object) -> str:
 def short_name(name: object) -> str:
     """A name as an error shows it, between backticks."""
     return short(str(name))[1:-1]
-
-
-def refusal(text: str) -> InputError:
-    """An InputError; control characters of what was typed are escaped, so that it stays one line."""
-    return InputError("".join(c if c.isprintable() else repr(c)[1:-1] for c in text))
 
 
 def nearest(word: object, known: list[str]) -> str | None:
@@ -54,9 +50,9 @@ def find_recipe(word: str, folder: str | None) -> Path:
         return path
     near = nearest(Path(word).stem, list(known))
     if near:
-        raise refusal(f"there is no recipe `{short_name(word)}`; did you mean {near}?")
+        raise InputError(f"there is no recipe `{short_name(word)}`; did you mean {near}?")
     names = f" or one of {', '.join(known)}" if known else ""
-    raise refusal(f"there is no recipe `{short_name(word)}`; name a YAML file{names}.")
+    raise InputError(f"there is no recipe `{short_name(word)}`; name a YAML file{names}.")
 
 
 def read_recipe(path: Path, folder: str | None) -> tuple[dict, dict[str, str]]:
@@ -71,35 +67,37 @@ def read_recipe(path: Path, folder: str | None) -> tuple[dict, dict[str, str]]:
         return values, sources
     name = str(values.pop("base"))
     neighbour = path.parent / f"{name}.yaml"
-    base = neighbour if neighbour.is_file() else shipped(folder).get(name)
+    base = neighbour if os.path.isfile(neighbour) else shipped(folder).get(name)  # Path's own raises for long names
     if Path(name).name != name or base is None:
-        raise refusal(
+        raise InputError(
             f"{shown(path)}: there is no recipe `{short_name(name)}` beside it to be its `base`; write a bare name."
         )
     below = read_yaml(base)
     if "base" in below:
-        raise refusal(f"{shown(path)}: its base {shown(base)} has a base itself; name that one and state the rest.")
+        raise InputError(f"{shown(path)}: its base {shown(base)} has a base itself; name that one and state the rest.")
     return below | values, dict.fromkeys(below, shown(base)) | sources
 
 
-def read_yaml(path: Path) -> dict:
-    """A YAML mapping by the safe loader; InputError if the file is missing, broken, no mapping, or repeats a key."""
+def read_yaml(path: Path, *, follow: bool = True) -> dict:
+    """A YAML mapping by the safe loader; `follow` as in `data.files.open_file`.
+
+    Raises InputError if the file is missing, too long, broken, no mapping, or repeats a key.
+    """
+    with open_file(path, MOST_BYTES, follow=follow) as file:
+        content = file.read()  # as bytes, so that PyYAML sees a byte order mark and the locale plays no part
     try:
-        content = path.read_bytes()  # as bytes, so that PyYAML sees a byte order mark and the locale plays no part
         values = yaml.safe_load(content)
         repeated = _repeated(content)
-    except OSError as error:
-        raise refusal(f"cannot read {path}: {error.strerror}; name a YAML file.") from error
     except _BROKEN as error:
         mark = getattr(error, "problem_mark", None)
         line = f" at line {mark.line + 1}" if mark else ""
-        raise refusal(f"{shown(path)} is no valid YAML{line}; write one `key: value` a line.") from error
+        raise InputError(f"{shown(path)} is no valid YAML{line}; write one `key: value` a line.") from error
     if values is None:
         return {}
     if not isinstance(values, dict):
-        raise refusal(f"{shown(path)} holds no `key: value` lines; see `run.py STAGE --help` for the keys.")
+        raise InputError(f"{shown(path)} holds no `key: value` lines; see `run.py STAGE --help` for the keys.")
     if repeated:
-        raise refusal(f"{shown(path)} states `{short_name(repeated)}` twice; remove one of the two.")
+        raise InputError(f"{shown(path)} states `{short_name(repeated)}` twice; remove one of the two.")
     return values
 
 

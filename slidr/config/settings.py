@@ -1,36 +1,52 @@
 """The settings of every stage: each key with its type, default (the published one where there is one) and meaning."""
 
-import math
 import re
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from data.augment import AugmentSettings
 from data.datasets.dataset import ReadOptions
 from data.superpixels import SuperpixelSettings
+from slidr.config.values import from_text
 
-Count = Annotated[int, Field(ge=1)]
-Index = Annotated[int, Field(ge=0)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+# Above these limits numbers overflow what they are stored in, or ask for more than any machine has
+Count = Annotated[int, Field(ge=1, le=10**9)]
+Index = Annotated[int, Field(ge=0, lt=2**63)]
+Processes = Annotated[int, Field(ge=0, le=1024)]
+Positive = Annotated[float, Field(gt=0, le=1e38)]
+NonNegative = Annotated[float, Field(ge=0, le=1e38)]
+Width = Annotated[float, Field(gt=0, le=64)]
 Share = Annotated[float, Field(ge=0, le=1)]
+Metres = Annotated[float, Field(allow_inf_nan=False)]
 
 
 def _ordered(size: tuple[float, float, float]) -> tuple[float, float, float]:
-    if not all(0 < edge < math.inf for edge in size):
+    if not all(0 < edge < 1e38 for edge in size):
         raise ValueError("every voxel edge must be a number above 0")
     return size
 
 
 Percent = Annotated[float, Field(gt=0, le=100)]
 Sweep = Annotated[tuple[Percent, ...], Field(min_length=1)]
+Rates = Annotated[tuple[Positive, ...], Field(min_length=1)]
 Names = Annotated[tuple[str, ...], Field(min_length=1)]
 
 
 def _cuda(device: object) -> object:
     return f"cuda:{device}" if re.fullmatch(r"\d+", str(device)) else device
+
+
+Device = Annotated[str, BeforeValidator(_cuda)]
+
+
+def _plain(name: str) -> str:
+    if name in (".", "..") or len(name.encode(errors="replace")) > 200 or not re.fullmatch(r"[^/\\]+", name):
+        raise ValueError("it names one folder, in at most 200 letters")
+    if not name.isprintable():
+        raise ValueError("it has control characters")
+    return name
 
 
 def _shard(value: object) -> object:
@@ -66,8 +82,8 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     seed: Index = key(0, "seed of every random draw")
-    threads: Index = key(0, "CPU threads of torch; 0 = torch's own choice", decides=False)
-    workers: Index = key(2, "processes that read and prepare data; 0 = the training process itself", decides=False)
+    threads: Processes = key(0, "CPU threads of torch; 0 = torch's own choice", decides=False)
+    workers: Processes = key(2, "processes that read and prepare data; 0 = the training process itself", decides=False)
 
 
 class WithData(Settings):
@@ -86,12 +102,23 @@ class WithData(Settings):
         return ReadOptions(self.cameras, self.columns, self.intensity_scale)
 
 
-class WithRun(WithData):
+class WithPictures(Settings):
+    """A stage that draws."""
+
+    format: Literal["png", "pdf", "svg"] = key(
+        "png", "format of pictures; pdf, svg = that as well, beside the PNG", decides=False
+    )
+    dpi: Count = key(110, "dots an inch of the PNG, and of the points in pdf and svg", decides=False)
+
+
+class WithRun(WithData, WithPictures):
     """A stage that leaves a run folder output/<stage>/<name>/."""
 
-    name: str | None = key(None, "name of the run; none = data set and time of day", decides=False)
+    name: Annotated[str, AfterValidator(_plain)] | None = key(
+        None, "name of the run; none = data set and time of day", decides=False
+    )
     output: Path = key(Path("output"), "folder of all runs", decides=False)
-    device: Annotated[str, BeforeValidator(_cuda)] = key(
+    device: Device = key(
         "auto", "auto, cpu, cuda or cuda:1 (1 alone says the same); auto = cuda where there is one", decides=False
     )
     precision: Literal["float32", "bf16", "fp16"] = key(
@@ -202,7 +229,7 @@ class MethodSettings(WithTraining):
     train_split: str = key("pretrain", "split to train on (nuScenes: pretrain = train without SLidR's mini-val)")
     val_split: str = key("pretrain_val", "split to validate on (nuScenes: pretrain_val = SLidR's mini-val)")
     architecture: Architecture = key("res16unet34c", "lidar network")
-    width: Positive = key(1.0, "channels of the lidar network as a share of the published ones")
+    width: Width = key(1.0, "channels of the lidar network as a share of the published ones")
     grid: Grid = key("cylindrical", "axes of the voxels")
     voxel_size: VoxelSize = key(
         (0.1, 1.0, 0.1), "voxel edges: rho in m, phi in degrees, z in m (cartesian: x, y, z in m)"
@@ -225,6 +252,15 @@ class WithTeacher(Settings):
     dilated: bool = key(
         True, "a ResNet teacher's strides become dilation: features at 1/4; false = they stay (ResNet-50: 1/32)"
     )
+
+
+class WithImageNetwork(Settings):
+    """A stage that compares points with pixels, by the image network that a model.pt names."""
+
+    teacher_weights: str | None = key(None, "of that network: none = those it was pretrained with, random, or a file")
+    weights_folder: Path = key(Path("weights"), "folder of downloaded teachers", decides=False)
+    dilated: bool = key(True, "as in the model's pretraining (PPKT: false; its recipe says so)")
+    crop: tuple[Count, Count] = key((224, 416), "rows and columns of the pictures that it sees")
 
 
 class WithCloudAugmentation(Settings):
@@ -270,7 +306,7 @@ class Downstream(WithTraining):
 
     weights: str | None = key(None, "pretrained model.pt, or random; none = the newest pretraining under --output")
     architecture: Architecture | None = key(None, "none = as the weights (random: as the pretraining recipe)")
-    width: Positive | None = key(None, "none = as the weights (random: as the pretraining recipe)")
+    width: Width | None = key(None, "none = as the weights (random: as the pretraining recipe)")
     grid: Grid | None = key(None, "none = as the weights (random: as the recipe)")
     voxel_size: VoxelSize | None = key(None, "none = as the weights (random: as the recipe)")
     bn_momentum: Share = key(0.02, "batch-norm momentum of stem, strided, transposed and shortcut layers (blocks: 0.1)")
@@ -296,6 +332,12 @@ class Linprobe(Downstream):
         False, "without augmentation: compute each frame's frozen features once, keep them in memory; changes no result"
     )
 
+    @model_validator(mode="after")
+    def _features_that_stay(self) -> "Linprobe":
+        if self.cache_features and self.augment:
+            raise ValueError("`cache_features` needs --augment false, because augmented features change each epoch")
+        return self
+
 
 class Fewshot(Downstream):
     """Fine-tune a whole lidar network on few labels, report mIoU (paper, section 4.3)."""
@@ -307,11 +349,31 @@ class Fewshot(Downstream):
     )
     subset_seed: Index | None = key(None, "seed of a random subset; none = every n-th scene or frame (published)")
     sweep: Sweep | None = key(
-        None, "per cents, as in 1,5,10,25,100: fine-tune on each, pretrained and random; goes on where it stopped"
+        None,
+        "per cents, as in 1,5,10,25,100: fine-tune on each, from random and from pretrained weights (several: "
+        "--weights A,B); goes on where it stopped",
     )
     epochs: Count | None = key(None, "passes over the subset; none = 100 on KITTI and at 1 %, else 50")
     lr: Positive | None = key(None, "learning rate of the backbone; none = 0.02 pretrained on nuScenes, else 0.05")
     lr_head: Positive | None = key(None, "learning rate of the last layer; none = 2.0 pretrained, lr from random")
+    weights: str | None = key(
+        None,
+        "pretrained model.pt, or random; none = the newest pretraining under --output; sweep: also several, as A,B",
+    )
+    search: bool = key(
+        False, "try all pairs of search_lr and search_lr_head (of lr, lr_head where given); goes on", decides=False
+    )
+    search_lr: Rates = key(
+        (0.01, 0.02, 0.05, 0.1), "search: rates of the backbone, around the published (no grid is)", decides=False
+    )
+    search_lr_head: Rates = key(
+        (1.0, 2.0, 5.0), "search: rates of the last layer, likewise; from random weights it has lr", decides=False
+    )
+
+    @property
+    def several_weights(self) -> list[str]:
+        """`weights` as a list."""
+        return from_text(self.weights or "", tuple[str, ...])
 
 
 class Evaluate(WithRun):
@@ -334,14 +396,67 @@ class Evaluate(WithRun):
         return f"{self.subset} of {self.split}" if self.subset else self.split
 
 
-class Show(WithSuperpixels):
+class Show(WithSuperpixels, WithImageNetwork, WithPictures):
     """Draw a frame: points and superpixels in the image, and what a lidar network finds similar."""
 
     weights: str | None = key(None, "pretrained model.pt; none = the newest pretraining under --output, if any")
-    output: Path = key(Path("output"), "folder of all runs; pictures go to output/show/<data set>", decides=False)
+    output: Path = key(
+        Path("output"), "folder of all runs; pictures go to output/show/<data set>/<frame>", decides=False
+    )
     split: str = key("val", "split of the frame")
     frame: Index = key(0, "index of the frame in its split")
-    camera: Index = key(0, "index of the camera")
+    camera: Index | Literal["all"] = key(0, "index of the camera, or all")
+    pixel: tuple[Index, Index] | None = key(None, "row,column in the image: what is similar to the point nearest there")
+    point: tuple[Metres, Metres, Metres] | None = key(
+        None, "x,y,z in metres in the lidar frame: what is similar to the point nearest there"
+    )
+    classes: Names | None = key(None, "class names, as in car,vegetation: what is similar to a labelled point of each")
+
+
+class Knn(WithRun):
+    """Make the k-nearest-neighbour film of a scene by the labels of its first frame (supplement, A.1)."""
+
+    weights: str | None = key(None, "any model.pt; none = the newest pretraining under --output")
+    split: str = key("val", "split of the scene")
+    scene: str | None = key(None, "name of the scene; none = the first of several frames")
+    classes: Annotated[tuple[str, ...], Field(min_length=1, max_length=3)] = key(
+        ("vegetation", "car", "pedestrian"), "one to three classes, shown as green, red and blue"
+    )
+    k: Count = key(20, "neighbours")
+    per_class: Count | None = key(
+        256, "labelled points of the first frame kept of each class, drawn by the seed; none = all, which is exact"
+    )
+
+
+class View(WithSuperpixels, WithImageNetwork):
+    """Write one HTML page to turn frames around in and to ask what is similar to a point, for any browser."""
+
+    weights: str | None = key(
+        None, "model.pt, of pretraining or of a task; none = the newest pretraining under --output"
+    )
+    output: Path = key(Path("output"), "folder of all runs; pages go to output/view/<data set>", decides=False)
+    device: Device = key("auto", "auto, cpu, cuda or cuda:1; auto = cuda where there is one", decides=False)
+    split: str = key("val", "split of the frames")
+    frame: Index = key(0, "index of the frame in its split")
+    scene: str | None = key(None, "name of a scene: its frames instead of one, with a slider")
+    frames: Count = key(40, "most frames of a scene; of a longer one every second, third, ... is shown")
+
+
+class Features(Settings):
+    """Compute a lidar network's features, or classes, of anybody's scans."""
+
+    scans: Names = key(..., "files or folders of .bin, .npy, .npz, .pcd or .ply, with commas between them")
+    weights: str | None = key(
+        None, "model.pt; none = the newest pretraining (or task, for --kind classes) under output/"
+    )
+    kind: Literal["head", "backbone", "classes"] = key(
+        "head",
+        "head = unit vectors of the pretraining's feature space; backbone = what probes see; classes = train ids",
+    )
+    columns: Annotated[int, Field(ge=4)] | None = key(None, "float32 numbers a point of a .bin; none = 4")
+    intensity_scale: Positive = key(1.0, "factor on the stored intensity, for scans of another range")
+    output: Path | None = key(None, "folder to write to; none = beside the scans")
+    device: Device = key("auto", "auto, cpu, cuda or cuda:1; auto = cuda where there is one")
 
 
 class Convert(BaseModel):
@@ -352,8 +467,11 @@ class Convert(BaseModel):
     source: Path = key(..., "checkpoint to read (either layout)")
     target: Path = key(..., "file to write")
     to: Literal["ours", "minkowski"] = key("ours", "layout to write")
-    architecture: Architecture = key("res16unet34c", "to ours: lidar network, which the published layout does not tell")
-    width: Positive = key(1.0, "to ours: channels as a share of the published ones")
+    architecture: Architecture | None = key(None, "to ours: lidar network; none = by the weights' shapes")
+    width: Width | None = key(None, "to ours: channels as a share of the published ones; none = by the shapes")
+    dataset: str | None = key(
+        None, "to ours: data set whose classes the last layer gives; none = nuscenes if 17, kitti if 20, else features"
+    )
     grid: Grid = key("cylindrical", "to ours: axes of the voxels")
     voxel_size: VoxelSize = key((0.1, 1.0, 0.1), "to ours: voxel edges")
 
@@ -367,7 +485,7 @@ class Env(BaseModel):
 
 
 class Demo(Settings):
-    """The whole way on the built-in world: pretrain, probe against random, pictures, one table."""
+    """The whole way on the built-in world: pretrain, probe against random, a film, pictures, one table."""
 
     output: Path = key(Path("output"), "folder of all runs")
     root: Path = key(Path("datasets/synthetic"), "folder of the built-in world")

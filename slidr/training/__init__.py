@@ -1,14 +1,16 @@
 """How anything is trained here: the contract of learners, one loop, the run's folder, checkpoints, processes."""
 
 from slidr.training.learner import Learner, Step
-from slidr.training.loop import arithmetic, autocast, fit, open_loader, prepare
+from slidr.training.loop import Diverged, arithmetic, autocast, fit, open_loader, prepare
 from slidr.training.optimizers import make_optimizer, rate_factor
 from slidr.training.replay import read_replay, replay
 from slidr.training.run_folder import Run, next_command
-from slidr.training.stopping import EXIT_CODE, Stopped
+from slidr.training.stopping import EXIT_CODE, Finished, Stopped
 
 __all__ = [
     "EXIT_CODE",
+    "Diverged",
+    "Finished",
     "Learner",
     "Run",
     "Step",

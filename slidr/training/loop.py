@@ -18,14 +18,15 @@ from tqdm import tqdm
 from data.files import InputError
 from data.loading import Loader, make_loader
 from data.samples import Sample
-from slidr import config
+from slidr import config, pictures
 from slidr.tensor_files import write_tensors
 from slidr.training import distributed
 from slidr.training.checkpoint import Checkpoints
 from slidr.training.learner import Learner, Step
 from slidr.training.optimizers import make_optimizer, rate_factor
 from slidr.training.run_folder import Run
-from slidr.training.stopping import Stop, Stopped
+from slidr.training.stopping import Stop, Stopped, Stuck
+from triton_kernels import backend
 
 LOG_EVERY = 10  # steps between rows of metrics.jsonl
 LINE_EVERY = 15  # seconds between lines where stderr is no terminal; twice that before one comes within a step
@@ -39,6 +40,8 @@ def prepare(settings: config.Settings) -> torch.device:
     seed_step(settings.seed, 0)
     if settings.threads:
         torch.set_num_threads(settings.threads)
+    if isinstance(settings, config.WithPictures):
+        pictures.set_output(settings.format, settings.dpi)
     name = getattr(settings, "device", "auto")
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -48,6 +51,8 @@ def prepare(settings: config.Settings) -> torch.device:
         device = torch.device(name)
     except RuntimeError:
         raise InputError(f"`device` cannot be {name!r}: it is auto, cpu, cuda or cuda:N.") from None
+    if device.type not in ("cpu", "cuda"):
+        raise InputError(f"`device` cannot be {name!r}: the engine computes on cpu and cuda alone.")
     if device.type == "cuda" and device.index >= torch.cuda.device_count():
         raise InputError(f"there is no {name} on this machine ({torch.cuda.device_count()} found); use --device cpu.")
     if getattr(settings, "deterministic", False):
@@ -55,6 +60,8 @@ def prepare(settings: config.Settings) -> torch.device:
         # on GPUs some operations know only one way: they say so, once each
         torch.use_deterministic_algorithms(True, warn_only=device.type == "cuda")
     if device.type == "cuda":
+        if not backend.can_compute(device):
+            raise InputError(f"{backend.describe(device)}; or use --device cpu.")
         torch.cuda.set_device(device)
     distributed.join(device)
     return device
@@ -120,8 +127,9 @@ def fit(
         validate: called with the number of finished epochs every `validate_every` of them and at the end; its figures
             are logged. The best one by `learner.best` leaves best.pt.
 
-    Raises InputError if more steps are bad than may be left out (each leaves a file to replay), or if the run was begun
-    with other settings, data or processes, and Stopped after SIGTERM or SIGINT, when a checkpoint is written.
+    Raises Diverged if more steps are bad than may be left out (each leaves a file to replay), InputError if the run was
+    begun with other settings, data or processes, and Stopped after SIGTERM, SIGINT or SIGHUP, when a checkpoint is
+    written.
     """
     optimizer = make_optimizer(settings, learner.parameter_groups())
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
@@ -146,12 +154,19 @@ def fit(
 
     content = checkpoints.newest() if run.goes_on else None
     if content:
-        _require_same_start(run, content["begun_with"], begun_with)
-        state = {name: content[name] for name in state}
-        learner.load_state_dict(content["learner"])
-        optimizer.load_state_dict(content["optimizer"])
-        scaler.load_state_dict(content["scaler"])
-        loader.unread.update(content["unread"])
+        try:
+            _require_same_start(run, content["begun_with"], begun_with)
+            state = {name: content[name] for name in state}
+            if type(state["step"]) is not int or not 0 <= state["step"] <= total:
+                raise ValueError("its step is none of this run")
+            learner.load_state_dict(content["learner"])
+            optimizer.load_state_dict(content["optimizer"])
+            scaler.load_state_dict(content["scaler"])
+            loader.unread.update(content["unread"])
+        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            raise InputError(
+                f"the newest checkpoint of {run.folder} is none of this run ({str(error).splitlines()[0]}); remove it."
+            ) from error
     if run.goes_on:
         print(f"  goes on after step {state['step']} of {total}", flush=True)
     run.log_from(state["step"])
@@ -221,42 +236,53 @@ def fit(
         state["best"] = value if better else best
         return better
 
+    def save(best: bool = False) -> None:
+        nonlocal saved
+        state["seconds"] += time.monotonic() - saved
+        saved = time.monotonic()
+        if run.first:
+            _require_finite(learner, state["step"])
+            with run.tolerate("a checkpoint"):
+                checkpoints.save(checkpoint_state(), best)
+            if best:
+                with run.tolerate("best.pt"):
+                    learner.write_model(run.folder / "best.pt")
+        meter.lap()
+
+    def how_to_go_on(where: str = "") -> str:
+        return (
+            f"stopped by {stop.signal or 'a signal'} after step {state['step']} of {total}{where}; the same command "
+            f"with --resume --name {run.folder.name} goes on."
+        )
+
     with stop, _heartbeat(run.stage, meter, state, total, enabled=run.first and bar.disable):
-        for epoch in range(state["step"] // steps, settings.epochs):
-            loader.set_epoch(epoch, skip=state["step"] % steps)
-            learner.train()
-            meter.lap()
-            for batch in loader:
-                for group, lr in zip(optimizer.param_groups, base, strict=True):
-                    group["lr"] = lr * rate_factor(settings, state["step"], steps)
-                meter.data_arrived()
-                row, stopped = take_step(batch)
-                meter.step_done(batch)
-                bar.update()
-                step = state["step"]
-                if row and (step % LOG_EVERY == 0 or step in (1, total)):
-                    row |= meter.read(device) | ({"redrawn": loader.redrawn} if loader.redrawn else {})
-                    run.log(step, epoch=epoch, **row)
-                if row:
-                    say(epoch, row)
-                due = (epoch + 1) % settings.validate_every == 0 or epoch + 1 == settings.epochs
-                best = bool(validate) and due and step == (epoch + 1) * steps and validated(epoch)
-                if stopped or best or step == total or time.monotonic() - saved >= 60 * settings.checkpoint_minutes:
-                    state["seconds"] += time.monotonic() - saved
-                    saved = time.monotonic()
-                    if run.first:
-                        _require_finite(learner, step)
-                        with run.tolerate("a checkpoint"):
-                            checkpoints.save(checkpoint_state(), best)
-                        if best:
-                            with run.tolerate("best.pt"):
-                                learner.write_model(run.folder / "best.pt")
-                    meter.lap()
-                if stopped and step < total:
-                    raise Stopped(
-                        f"stopped by {stop.signal or 'a signal'} after step {step} of {total}; the same command with "
-                        f"--resume --name {run.folder.name} goes on."
-                    )
+        try:
+            for epoch in range(state["step"] // steps, settings.epochs):
+                loader.set_epoch(epoch, skip=state["step"] % steps)
+                learner.train()
+                meter.lap()
+                for batch in loader:
+                    for group, lr in zip(optimizer.param_groups, base, strict=True):
+                        group["lr"] = lr * rate_factor(settings, state["step"], steps)
+                    meter.data_arrived()
+                    row, stopped = take_step(batch)
+                    meter.step_done(batch)
+                    bar.update()
+                    step = state["step"]
+                    if row and (step % LOG_EVERY == 0 or step in (1, total)):
+                        row |= meter.read(device) | ({"redrawn": loader.redrawn} if loader.redrawn else {})
+                        run.log(step, epoch=epoch, **row)
+                    if row:
+                        say(epoch, row)
+                    due = (epoch + 1) % settings.validate_every == 0 or epoch + 1 == settings.epochs
+                    best = bool(validate) and due and step == (epoch + 1) * steps and validated(epoch)
+                    if stopped or best or step == total or time.monotonic() - saved >= 60 * settings.checkpoint_minutes:
+                        save(best)
+                    if stopped and step < total:
+                        raise Stopped(how_to_go_on())
+        except Stuck:
+            save()
+            raise Stopped(how_to_go_on(", while data did not come")) from None
     bar.close()
     run.seconds = state["seconds"]
 
@@ -312,8 +338,12 @@ def _require_same_start(run: Run, begun: dict, now: dict) -> None:
             )
 
 
+class Diverged(InputError):
+    """More steps were bad than may be left out."""
+
+
 def _leave_out(run: Run, settings: config.WithTraining, what: str, content: dict) -> None:
-    """Keep what a bad step needs to be looked at again. Raises InputError if there were too many of them."""
+    """Keep what a bad step needs to be looked at again. Raises Diverged if there were too many of them."""
     step, left_out = content["step"], content["bad_steps"]
     path = run.folder / f"nonfinite-{step:09d}.pt"
     if run.first:
@@ -321,7 +351,7 @@ def _leave_out(run: Run, settings: config.WithTraining, what: str, content: dict
             write_tensors(path, content)
     what = f"{what} (frames {', '.join(content['ids'])})"
     if left_out > settings.max_bad_steps:
-        raise InputError(
+        raise Diverged(
             f"{what}, bad step number {left_out}; `run.py pretrain --replay {path}` looks at it again; then lower "
             "--lr, or leave these frames out."
         )

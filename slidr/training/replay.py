@@ -15,7 +15,8 @@ from slidr.training.loop import seed_step
 def read_replay(path: Path) -> dict:
     """The content of a file that such a step left; InputError if it is something else."""
     content = read_tensors(path)
-    if not {"settings", "learner", "step", "ids"} <= content.keys():
+    kinds = {"settings": dict, "learner": dict, "step": int, "ids": list}
+    if not all(isinstance(content.get(name), kind) for name, kind in kinds.items()) or not 0 <= content["step"] < 2**63:
         raise InputError(f"{path} is no file to replay; name a nonfinite-<step>.pt of a run's folder.")
     return content
 
@@ -26,8 +27,13 @@ def replay(content: dict, loader: Loader, learner: Learner, device: torch.device
     Args:
         content: of `read_replay`.
         loader, learner: as `slidr.training.fit` takes them, of the same settings.
+
+    Raises InputError if the file is of another network.
     """
-    learner.load_state_dict(content["learner"])
+    try:
+        learner.load_state_dict(content["learner"])
+    except RuntimeError as error:
+        raise InputError(f"the file to replay is of another network ({str(error).splitlines()[0]}).") from error
     epoch, skip = divmod(content["step"], len(loader))
     loader.set_epoch(epoch, skip)
     batch = next(iter(loader)).to(device)

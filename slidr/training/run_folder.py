@@ -14,10 +14,11 @@ from pathlib import Path
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from data.files import InputError, write_text
+from data.files import InputError, open_file, printable, remove_torn, write_text
 from data.images import read_image
 from slidr import config
 from slidr.training import distributed
+from slidr.training.stopping import Finished
 
 
 class Run:
@@ -33,7 +34,8 @@ class Run:
         rows: everything logged so far.
         seconds: spent in training, in all its parts.
 
-    Raises InputError if the folder cannot be written, holds another run, or another process is writing it.
+    Raises InputError if the folder cannot be written, holds another run, or another process is writing it, and Finished
+    if it goes on with a run that is at its end.
     """
 
     def __init__(self, stage: str, settings: config.WithRun):
@@ -48,30 +50,36 @@ class Run:
             folder = _choose(settings.output / stage, settings, resume)
             self._lock = _lock(folder)
             begun = folder / "config.yaml"
-            chosen = json.dumps([str(folder), begun.exists()])
-            if begun.exists():
+            chosen = json.dumps([str(folder), os.path.lexists(begun), (folder / "report.md").exists()])
+            if os.path.lexists(begun):
                 require_same(folder, settings)
+                for torn in (folder, folder / "checkpoints"):
+                    remove_torn(torn)
             else:
                 write_text(begun, config.to_yaml(settings.model_copy(update={"resume": False})))
-        folder, self.goes_on = json.loads(distributed.from_first(chosen))
+        folder, self.goes_on, finished = json.loads(distributed.from_first(chosen))
         self.folder = Path(folder)
+        if finished:
+            raise Finished(f"{folder} is finished, nothing is left to do; choose another --name for a new run.")
 
     def start(self, **facts: object) -> None:
         """Print once, in one block, everything that was chosen."""
         width = max(map(len, facts))
         print(f"{self.stage} -> {self.folder}")
         for name, fact in facts.items():
-            print(f"  {name.replace('_', ' '):<{width}}  {fact}", flush=True)
+            print(f"  {name.replace('_', ' '):<{width}}  {printable(fact)}", flush=True)
 
     def log_from(self, step: int) -> None:
         """Begin to log after `step`; what an interrupted run had logged after it is dropped."""
         path = self.folder / "metrics.jsonl"
         if not self.first:
             return
-        self.rows = [
-            row for row in map(_row, path.read_text(encoding="utf-8").splitlines() if path.exists() else []) if row
-        ]
-        self.rows = [row for row in self.rows if row["step"] <= step]
+        if os.path.lexists(path):
+            with open_file(path, follow=False) as file:
+                rows = [_row(line) for line in file]
+            self.rows = [row for row in rows if row and row["step"] <= step]
+            if None in rows[:-1]:  # the last one may have been cut off
+                print(f"{path} has damaged lines, which are left out", file=sys.stderr)
         self._write_rows()
         self._board = SummaryWriter(str(self.folder), purge_step=step + 1 if step else None)
         with self.tolerate("TensorBoard events"):
@@ -84,7 +92,7 @@ class Run:
         self.rows.append(row)
         if not self.first:
             return
-        with self.tolerate("metrics.jsonl"), open(self.folder / "metrics.jsonl", "a") as file:
+        with self.tolerate("metrics.jsonl"), open(self.folder / "metrics.jsonl", "a", opener=_no_link) as file:
             self._torn = True
             file.write(json.dumps(row) + "\n")
             file.flush()
@@ -141,11 +149,11 @@ def _tag(name: str) -> str:
 
 def require_same(folder: Path, settings: config.WithRun, but: str = "") -> None:
     """Raises InputError, with the first key that differs (`but` apart), if the run in `folder` has other settings."""
-    begun = config.read_yaml(folder / "config.yaml")
+    begun = config.read_yaml(folder / "config.yaml", follow=False)
     for name, value in config.identity_keys(settings).items():
         if name != but and begun.get(name) != value:
             raise InputError(
-                f"{folder} holds a run with `{name}` {begun.get(name)}, this one has {value}; "
+                f"{folder} holds a run with `{name}` {printable(begun.get(name), 200)}, this one has {value}; "
                 "choose another --name, or the settings of that run."
             )
 
@@ -160,10 +168,8 @@ def _choose(parent: Path, settings: config.WithRun, resume: bool) -> Path:
         if cut_off:
             print(f"{cut_off} has the same settings and was cut off: --resume goes on with it; this is a new run")
         name = f"{settings.dataset}-{datetime.now():%Y%m%d-%H%M%S}"
-    if Path(name).name != name:
-        raise InputError(f"`name` cannot be {name!r}: it names one folder inside {parent}.")
     folder = parent / name
-    if (folder / "report.md").exists():
+    if (folder / "report.md").exists() and not getattr(settings, "resume", False):
         raise InputError(f"{folder} already holds a finished run; choose another --name or remove that folder.")
     if (folder / "config.yaml").exists() and not resume:
         raise InputError(
@@ -175,7 +181,7 @@ def _choose(parent: Path, settings: config.WithRun, resume: bool) -> Path:
 def _newest_cut_off(parent: Path, settings: config.WithRun, but: str = "") -> Path | None:
     """The newest unfinished run with these settings (`but` apart) that no process is writing."""
     begun = [path.parent for path in parent.glob("*/config.yaml") if not (path.parent / "report.md").exists()]
-    for folder in sorted(begun, key=lambda folder: (folder / "config.yaml").stat().st_mtime, reverse=True):
+    for folder in sorted(begun, key=lambda folder: (folder / "config.yaml").lstat().st_mtime, reverse=True):
         try:
             require_same(folder, settings, but)
             _lock(folder).close()
@@ -189,18 +195,18 @@ def _lock(folder: Path):
     """An open file, locked as long as it is open and this process lives. Raises InputError if another one has it."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        file = open(folder / "lock", "a+")
-    except OSError as error:
+        file = open(folder / "lock", "r+", encoding="utf-8", errors="replace", opener=_no_link)
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         raise InputError(
-            f"cannot write {folder}: {error.strerror or error}; choose an --output that you can write to."
+            f"cannot write {folder}: {getattr(error, 'strerror', None) or error}; choose an --output that you can "
+            "write to, or remove what stands in its place."
         ) from error
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the loader's workers, who outlive us, would inherit a flock
     except (BlockingIOError, PermissionError):  # systems differ
         file.seek(0)
-        raise InputError(
-            f"{folder} is being written by another run ({file.read().strip() or 'unknown'}); choose another --name."
-        ) from None
+        who = printable(file.read(200).strip()) or "unknown"
+        raise InputError(f"{folder} is being written by another run ({who}); choose another --name.") from None
     except OSError:  # a file system without locks
         return file
     file.truncate(0)
@@ -209,10 +215,18 @@ def _lock(folder: Path):
     return file
 
 
-def _row(line: str) -> dict | None:
+def _no_link(path: str, flags: int) -> int:
+    """Opens a file of a run's folder, where links are not followed: somebody may have planted them."""
+    return os.open(path, flags | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+
+
+def _row(line: bytes) -> dict | None:
+    """A line of metrics.jsonl: numbers by name, among them the step. None for anything else."""
     try:
-        return json.loads(line)
-    except json.JSONDecodeError:  # cut off in the middle
+        row = json.loads(line)
+        numbers = all(name.isprintable() and isinstance(value, int | float) for name, value in row.items())
+        return row if numbers and type(row["step"]) is int else None
+    except (ValueError, RecursionError, AttributeError, KeyError):
         return None
 
 
@@ -234,4 +248,4 @@ def begun_settings(stage: str, settings: config.WithRun, but: str) -> dict:
     parent = settings.output / stage
     folder = parent / settings.name if settings.name else _newest_cut_off(parent, settings, but)
     begun = folder and folder / "config.yaml"
-    return config.read_yaml(begun) if begun and begun.exists() and settings.resume else {}
+    return config.read_yaml(begun, follow=False) if begun and begun.exists() and settings.resume else {}

@@ -24,7 +24,7 @@ from slidr.methods import METHODS, settings_of
 from slidr.teachers import TEACHERS
 
 ROOT = Path(run.__file__).parent
-STAGES = {"pretrain": None, "linprobe": config.Linprobe, "fewshot": config.Fewshot}
+STAGES = {"pretrain": None, "linprobe": config.Linprobe, "fewshot": config.Fewshot, "knn": config.Knn}
 SHIPPED = [(folder, name) for folder in STAGES for name in config.shipped(folder)]
 CLASSES = [*(settings_of(m) for m in METHODS), *(kind for kind, _ in run.STAGES.values() if kind)]
 
@@ -198,6 +198,10 @@ def test_names_and_paths_are_as_they_were_typed(text):
         ("pretrain", ["--lr", "1e-3"], "lr", 1e-3),
         ("fewshot", ["--sweep", "1,5,10"], "sweep", (1, 5, 10)),
         ("fewshot", ["--sweep=0.5"], "sweep", (0.5,)),
+        ("fewshot", ["--weights=a.pt,[b].pt"], "weights", "a.pt,[b].pt"),
+        ("fewshot", ["--weights=a.pt,b.pt"], "several_weights", ["a.pt", "b.pt"]),
+        ("fewshot", ["--weights=[a.pt, b.pt]"], "several_weights", ["a.pt", "b.pt"]),
+        ("fewshot", [], "several_weights", []),
         ("fewshot", ["--sweep", "[1, 2.5]"], "sweep", (1, 2.5)),
         ("pretrain", ["--resume"], "resume", True),
         ("pretrain", ["--resume", "--batch", "3"], "resume", True),
@@ -297,13 +301,14 @@ def test_what_is_almost_a_recipe(word):
 
 
 def test_a_folder_is_no_recipe(tmp_path):
-    assert "Is a directory; name a YAML file" in refused("pretrain", tmp_path)
+    assert f"cannot read {tmp_path}: it is a folder; " in refused("pretrain", tmp_path)
 
 
 def test_a_key_of_another_method_is_told_whose_it_is():
     sentence = refused("pretrain", "--sampled_pairs", "9")
     assert sentence.startswith("the command line: `sampled_pairs` belongs to the method ppkt, not to slidr; ")
-    assert "`segments` belongs to the method slidr, not to ppkt" in refused("pretrain", "ppkt_kitti", "--segments", "9")
+    sentence = refused("pretrain", "ppkt_kitti", "--segments", "9")
+    assert "`segments` belongs to the methods slidr, st_slidr, not to ppkt" in sentence
     assert "slidr_kitti.yaml: `superpixels` belongs" not in refused("pretrain", "slidr_kitti", "--method=ppkt")
     assert "slidr_nuscenes.yaml: `superpixels` belongs" in refused("pretrain", "slidr_kitti", "--method=ppkt")
     assert "there is no key `sampled_pairs`" in refused("linprobe", "--sampled_pairs", "9")
@@ -324,7 +329,7 @@ class Ordered(config.MethodSettings):
 
 
 def test_values_that_do_not_fit_together():
-    with pytest.raises(InputError, match=r"^the settings do not fit together: warm-up is longer\\nthan training\.$"):
+    with pytest.raises(InputError, match=r"^the settings do not fit together: warm-up is longer\nthan training\.$"):
         config.validate(Ordered, {"warmup_steps": 99})
 
 
@@ -483,7 +488,8 @@ def test_places_and_means_decide_nothing():
     free = {
         *("name", "output", "root", "superpixels_folder", "weights_folder", "submission"),  # places
         *("threads", "workers", "device", "resume", "replay", "checkpoint_minutes", "keep_checkpoints"),  # means
-        *("max_bad_frames", "max_bad_steps", "pictures", "compare", "validate_every"),
+        *("max_bad_frames", "max_bad_steps", "pictures", "format", "dpi", "compare", "validate_every"),
+        *("search", "search_lr", "search_lr_head"),  # each pair of rates is a run of its own
     }
     for kind in (*map(settings_of, METHODS), config.Linprobe, config.Fewshot, config.Evaluate):
         assert config.identity_keys(kind.model_construct()).keys() == kind.model_fields.keys() - free
@@ -502,6 +508,8 @@ OF_OWN_DATA = {"cameras", "columns", "intensity_scale"}
 
 def without_effect(settings: config.Settings) -> set[str]:
     """The keys that other keys of the settings leave unused."""
+    if not isinstance(settings, config.WithTraining):
+        return set()
     unused = {"sgd": {"betas"}, "adamw": {"momentum", "dampening"}}[settings.optimizer]
     peaks = {"one_cycle_peak", "one_cycle_start", "one_cycle_end"}
     unused |= {
@@ -533,8 +541,7 @@ def test_a_recipe_states_every_key_that_decides_a_figure(folder, name):
         below = config.read_yaml(path.parent / f"{base}.yaml")
         repeated = {key for key in own.keys() & below.keys() if own[key] == below[key]}
         assert repeated <= {"method", "dataset"}, "a recipe with a base states what differs"
-    parts = name.split("_")
-    assert parts[:2] == [settings.method, settings.dataset] if folder == "pretrain" else parts[0] == settings.dataset
+    assert name.startswith(f"{settings.method}_{settings.dataset}" if folder == "pretrain" else settings.dataset)
 
 
 # What is published
@@ -648,3 +655,19 @@ def test_the_papers_own_cuboid_is_an_option():
     for words, wanted in (([], (0.2, False)), (["--cuboid", "0.1", "--paper_cuboid"], (0.1, True))):
         asked = load("pretrain", "slidr_nuscenes", *words).augment_settings(train=True)
         assert (asked.cuboid, asked.paper_cuboid, asked.min_pairs) == (*wanted, 1024)
+
+
+@pytest.mark.parametrize("stage", run.STAGES)
+def test_no_value_is_too_odd_for_a_sentence(stage):
+    """What is typed for a key is taken, or refused by the key's name: never a traceback, never what overflows later."""
+    settings_type = run.STAGES[stage][0] or settings_of("slidr")
+    for name, field in settings_type.model_fields.items():
+        for text in ("1e39", "-1e39", "9" * 30, "nan", "x" * 5000, "a\0b", "\x1b[2J", "..", "\udcff", "[", "1,2,3,4"):
+            try:
+                settings = config.validate(settings_type, {name: text}, complete=False)
+            except InputError as error:
+                assert f"`{name}` cannot be" in str(error) or "do not fit together" in str(error)
+                continue
+            value = getattr(settings, name)
+            assert not isinstance(value, int | float) or abs(value) < 1e38, field
+            assert "\0" not in str(value) and "\x1b" not in str(value)

@@ -1,22 +1,29 @@
 """The loop: schedule, modes, a loss that is no number; and the folder of a run."""
 
 import copy
+import hashlib
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, Dataset
 
 from data.files import InputError
 from data.frame import Batch, Pairs
+from data.workers import end_workers, leave_signals, results
 from slidr import config
-from slidr.training import Learner, Run, Step, Stopped, fit, prepare, rate_factor
+from slidr.tensor_files import packed
+from slidr.training import Finished, Learner, Run, Step, Stopped, fit, prepare, rate_factor
 from slidr.training.checkpoint import Checkpoints
 
 
@@ -268,7 +275,7 @@ def test_a_run_without_checkpoint_begins_again(settings, capsys):
     assert "goes on after step 0 of 12" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGHUP"])
 def test_a_signal_stops_the_run_after_its_step(settings, name):
     def act(step):
         if step == 5:
@@ -310,7 +317,11 @@ def test_a_finished_run_and_one_that_was_cut_off_are_not_written_over(settings, 
     assert run.folder.name != "run"  # the newest of the two
     run.finish("done")
     with pytest.raises(InputError, match="already holds a finished run"):
+        Run("linprobe", changed(settings, name=run.folder.name))
+    with pytest.raises(Finished, match="nothing is left to do"):
         Run("linprobe", changed(settings, name=run.folder.name, resume=True))
+    with pytest.raises(InputError, match="`lr` 0.05, this one has 0.1"):
+        Run("linprobe", changed(settings, name=run.folder.name, resume=True, lr=0.1))
 
 
 def test_two_runs_in_one_folder(tmp_path):
@@ -339,7 +350,6 @@ def test_two_runs_in_one_folder(tmp_path):
 
 def test_checkpoints_the_newest_and_the_best_stay(tmp_path):
     checkpoints = Checkpoints(tmp_path, keep=2)
-    (tmp_path / ".step-torn.pt").write_bytes(b"half")
     for step in range(1, 7):
         checkpoints.save({"step": step}, best=step in (1, 3))
     steps = sorted((int(f.name[5:14]), "best" in f.name) for f in tmp_path.iterdir())
@@ -358,6 +368,152 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_taken(tmp_path, cap
     assert all(f"{path} is damaged and left out" in said for path in paths[1:])
     paths[0].write_bytes(b"")
     assert checkpoints.newest() is None and Checkpoints(tmp_path / "none", 1).newest() is None
+
+
+def test_a_checkpoint_just_written_is_never_the_one_to_go(tmp_path):
+    """Damaged ones of later steps would fill the quota: the next kill would throw the run back to its beginning."""
+    for step in (8, 9):
+        path = Checkpoints(tmp_path, keep=2).save({"step": step})
+        path.write_bytes(path.read_bytes()[:-1])
+    for step in (1, 2, 3):
+        checkpoints = Checkpoints(tmp_path, keep=2)  # each of a process of its own, which is killed
+        checkpoints.newest()
+        checkpoints.save({"step": step})
+        assert Checkpoints(tmp_path, keep=2).newest() == {"step": step}
+    alone = Checkpoints(tmp_path, keep=1)  # which has not looked what is damaged
+    assert alone.save({"step": 4}).exists()
+
+
+def fifo(path):
+    os.mkfifo(path)
+
+
+@pytest.mark.parametrize(
+    "odd", [Path.mkdir, fifo, lambda path: path.symlink_to(path.name), lambda path: path.symlink_to("step-1")]
+)
+def test_what_is_no_checkpoint_is_left_out(tmp_path, capsys, odd):
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    good = checkpoints.save({"step": 1})
+    (tmp_path / "step-1").write_bytes(good.read_bytes())
+    odd(tmp_path / f"step-000000002-{good.name[-19:-3]}.pt")
+    assert checkpoints.newest() == {"step": 1} and "is damaged and left out" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"step": -1},
+        {"step": "x"},
+        {"step": 10**9},
+        {"learner": {}},
+        {"optimizer": "x"},
+        {"unread": 3},
+        {"begun_with": 3},
+    ],
+    ids=str,
+)
+def test_an_intact_checkpoint_with_another_content(settings, change):
+    def cut(step):
+        if step == 3:
+            raise Cut
+
+    with pytest.raises(Cut):
+        train(changed(settings, checkpoint_minutes=0), act=cut)
+    checkpoints = Checkpoints(settings.output / "linprobe/run/checkpoints", 1)
+    content = packed(checkpoints.newest() | change)
+    (checkpoints.folder / f"step-000000003-{hashlib.sha256(content).hexdigest()[:16]}.pt").write_bytes(content)
+    with pytest.raises(InputError, match="the newest checkpoint of .* is none of this run"):
+        train(changed(settings, checkpoint_minutes=0, resume=True))
+
+
+# What somebody else did to the folder
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "[]",
+        "3",
+        "{}",
+        '{"step": "1"}',
+        '{"step": 1, "loss": "x"}',
+        '{"step": 1, "\\u001b": 1}',
+        "[" * 9999,
+        "9" * 5000,
+        "\xff",
+    ],
+)
+def test_lines_of_metrics_that_are_none(settings, capsys, line):
+    with pytest.raises(Cut):
+        train(settings, act=lambda step: (_ for _ in ()).throw(Cut))
+    rows = '{"step": 0, "loss": 5.0}\n'
+    (settings.output / "linprobe/run/metrics.jsonl").write_bytes(f"{rows}{line}\n{rows}".encode("latin-1"))
+    run, _ = train(changed(settings, resume=True))
+    assert losses(run)[:2] == [5.0, 5.0] and "metrics.jsonl has damaged lines" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["lock", "metrics.jsonl", "config.yaml"])
+@pytest.mark.parametrize("planted", ["link", "fifo", "folder"])
+def test_nothing_planted_in_a_runs_folder_is_followed(settings, tmp_path, name, planted):
+    with pytest.raises(Cut):
+        train(settings, act=lambda step: (_ for _ in ()).throw(Cut))
+    victim, path = tmp_path / "victim", settings.output / "linprobe/run" / name
+    victim.write_text(path.read_text())
+    path.unlink()
+    {"link": lambda: path.symlink_to(victim), "fifo": lambda: os.mkfifo(path), "folder": path.mkdir}[planted]()
+    before = victim.read_text()
+    with pytest.raises(InputError, match=r"cannot (read|write) .*linprobe/run"):
+        train(changed(settings, resume=True))
+    assert victim.read_text() == before
+
+
+def test_what_a_killed_process_left_half_written_is_removed(settings):
+    with pytest.raises(Cut):
+        train(settings, act=lambda step: (_ for _ in ()).throw(Cut))
+    folder = settings.output / "linprobe/run"
+    (folder / "checkpoints").mkdir(exist_ok=True)
+    torn = [folder / ".model.pt.abcd1234.pt", folder / "checkpoints/.step-000000001-torn.pt"]
+    for path in torn:
+        path.write_bytes(b"half")
+    train(changed(settings, resume=True))
+    assert not any(path.exists() for path in torn)
+
+
+class Asleep(Dataset):
+    """Two items; reading the third never ends, as in a network share whose server is gone."""
+
+    def __len__(self):
+        return 12
+
+    def __getitem__(self, index):
+        if index > 1:
+            time.sleep(3600)
+        return index
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_reader_that_is_stuck_does_not_keep_a_run_from_stopping(settings, monkeypatch, workers):
+    class Stuck(Loader):
+        def __iter__(self):
+            data = DataLoader(
+                Asleep(),
+                batch_size=None,
+                num_workers=workers,
+                persistent_workers=workers > 0,
+                worker_init_fn=leave_signals,
+            )
+            for i, _ in enumerate(results(data)):
+                yield batch()
+                if i == 1:  # not before: the signal would end the tests
+                    threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGTERM)).start()
+
+    monkeypatch.setattr("slidr.training.stopping.PATIENCE", 0.5)
+    run = Run("linprobe", settings)
+    with pytest.raises(Stopped, match="by SIGTERM after step 2 of 12.*, while data did not come; .*--resume"):
+        fit(run, settings, Network(), Stuck(3))
+    assert Checkpoints(run.folder / "checkpoints", 1).newest()["step"] == 2
+    end_workers()
+    assert not multiprocessing.active_children()
 
 
 def test_what_cannot_be_written_does_not_end_the_training(settings, monkeypatch, capsys):
@@ -470,9 +626,10 @@ def test_an_empty_split_is_refused(settings):
         fit(Run("x", settings), settings, Network(), Loader(0))
 
 
-def test_a_name_is_one_folder(settings):
-    with pytest.raises(InputError, match="names one folder"):
-        Run("x", settings.model_copy(update={"name": "../elsewhere"}))
+@pytest.mark.parametrize("name", ["../elsewhere", "..", ".", "a/b", "/", "x" * 201, "a\0b", "\x1b[2J", "\ud800"])
+def test_a_name_is_one_folder(settings, name):
+    with pytest.raises(InputError, match="`name` cannot be .*(one folder|control characters)"):
+        changed(settings, name=name)
 
 
 def test_the_seed_decides_every_draw(settings):
@@ -483,3 +640,6 @@ def test_the_seed_decides_every_draw(settings):
 def test_a_device_that_does_not_exist(settings):
     with pytest.raises(InputError, match="auto, cpu, cuda"):
         prepare(settings.model_copy(update={"device": "abacus"}))
+    for device in ("mps", "xpu", "meta", "hpu", "mkldnn"):
+        with pytest.raises(InputError, match="computes on cpu and cuda alone"):
+            prepare(settings.model_copy(update={"device": device}))

@@ -18,9 +18,12 @@ RUNS = {  # name of the row -> module and words
     "engine_cpu_bf16": "engine_cpu --scans {scans} --repeats 1 --precision bf16",
     "engine_gpu_smoke": "engine_gpu --scans {scans} --batches 1 --types bf16 --no-tests --no-tune --smoke",
     "engine_scaling_cpu": "engine_scaling --largest 4096",
+    "features": "features --root {world}/nuscenes --scans 1",
     "launches": "launches --scans {scans} --repeats 1",
     "loader": "loader --root {world}/nuscenes --frames 4 --batch 1",
+    "methods": "methods --root {world} --seeds 1 --passes 1 --methods slidr",
     "objective_cpu": "objective --frames 1 --repeats 1",
+    "pointnet2": "pointnet2 --clouds 2 --points 256 --repeats 1",
     "real_frames_overfit": "real_frames --root {world}/kitti --overfit --overfit_pct 50 --overfit_epochs 1",
     "superpixels": "superpixels --root {world}/nuscenes --images 1",
 }

@@ -117,6 +117,31 @@ def test_sigterm_to_the_whole_group_stops_with_its_own_exit_code(command):
     assert_same("whole", "cut")
 
 
+def test_a_lost_terminal_costs_nothing(command):
+    """What reads the output has gone, and SIGHUP comes: a checkpoint, and its own exit code."""
+    reader, writer = os.pipe()
+    process = subprocess.Popen(
+        [sys.executable, str(REPOSITORY / "run.py"), *PRETRAIN, "--name=cut"], stdout=writer, stderr=writer
+    )
+    os.close(writer)
+    os.read(reader, 10)
+    os.close(reader)
+    wait_for(lambda: len(checkpoints("cut")) > 1 or process.poll() is not None)
+    process.send_signal(signal.SIGHUP)
+    assert process.wait(240) == 75 and checkpoints("cut")
+    finished(*PRETRAIN, "--name=cut", "--resume")
+    assert "is finished, nothing is left to do" in finished(*PRETRAIN, "--name=cut", "--resume")
+
+
+@pytest.mark.parametrize("files", [20, 30, 40])
+def test_too_few_files(command, files):
+    def limit():
+        resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
+
+    code, said = end(begin(*PRETRAIN, "--name=few", preexec_fn=limit))
+    assert code == 0 or (code == 2 and "too few files at once" in said.splitlines()[-1]), said
+
+
 def test_two_processes_train_as_one(command):
     said = finished(*PRETRAIN, "--name=two", launcher=TWO)
     assert "float32 on cpu, 2 processes" in said and said.count("pretrain -> ") == 1
