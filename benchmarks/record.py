@@ -26,6 +26,11 @@ def device_name(device: str | torch.device = "cpu") -> str:
     return torch.cuda.get_device_name() if on_gpu else processor()
 
 
+def path_of(name: str) -> Path:
+    """Where the row of a benchmark lies, in the working folder."""
+    return Path("benchmarks/results") / f"{name}.json"
+
+
 def write(name: str, numbers: dict, device: str | torch.device = "cpu") -> None:
     """Write benchmarks/results/<name>.json, in the working folder, and say so.
 
@@ -43,7 +48,7 @@ def write(name: str, numbers: dict, device: str | torch.device = "cpu") -> None:
         "python": platform.python_version(),
         "torch": torch.__version__,
     }
-    path = Path("benchmarks/results") / f"{name}.json"
+    path = path_of(name)
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as temporary:
         temporary.write_text(json.dumps(row | numbers, indent=1) + "\n")
