@@ -158,9 +158,9 @@ def load_or_compute(
 ) -> np.ndarray:
     """The stored map of a camera's image (see `load`); made and stored if there is none ("none" is never stored).
 
-    A map that was made from another image is made anew; of one that others made this is not known, which `remarks`
-    get to hear (`data.samples.Notes`). Raises InputError for a stored map that cannot be used or a folder that cannot
-    be written.
+    A map that was made from another image is made anew. Of a map that others made this is not known; it is used, and
+    `remarks` (`data.samples.Notes`) gains a line that says so. Raises InputError for a stored map that cannot be used
+    or a folder that cannot be written.
     """
     if settings.kind == "none":
         return compute(view.image, settings)

@@ -1,8 +1,8 @@
 """Sparse convolution: the sum over offsets k, over the pairs (in, out) of k, of x[in] @ W[k]; and its gradients.
 
 There are two implementations, registered as torch operators with fakes: `*_pairs` in torch, for a `Pairs` map, and
-`*_tiles` in Triton, for a `Tiles` map. Both accumulate in float32 at least, and in a fixed order: results are the same
-from run to run.
+`*_tiles` in Triton, for a `Tiles` map. Both accumulate in float32 at least, and in a fixed order: each run gives the
+same results.
 """
 
 import itertools

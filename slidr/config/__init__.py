@@ -7,34 +7,27 @@ data set's own, slidr/configs/linprobe/<data set>.yaml, or slidr/configs/pretrai
 # ruff: noqa: F401
 
 from slidr.config.help import describe, help_text
-from slidr.config.parsing import identity_keys, load, to_yaml, validate
-from slidr.config.recipes import RECIPES, read_recipe, read_yaml, shipped
-from slidr.config.settings import (
+from slidr.config.keys import (
     Architecture,
-    Convert,
     Count,
-    Demo,
-    Downstream,
-    Env,
-    Evaluate,
-    Features,
-    Fewshot,
     Grid,
     Index,
-    Knn,
-    Linprobe,
-    MethodSettings,
     NonNegative,
     Positive,
     Range,
-    Settings,
     Share,
-    Show,
-    Superpixels,
-    Synth,
-    View,
     VoxelSize,
     Width,
+    key,
+)
+from slidr.config.parsing import identity_keys, load, to_yaml, validate
+from slidr.config.recipes import RECIPES, read_recipe, read_yaml, shipped
+from slidr.config.settings import (
+    Downstream,
+    Fewshot,
+    Linprobe,
+    MethodSettings,
+    Settings,
     WithCloudAugmentation,
     WithData,
     WithImageAugmentation,
@@ -44,5 +37,5 @@ from slidr.config.settings import (
     WithSuperpixels,
     WithTeacher,
     WithTraining,
-    key,
 )
+from slidr.config.tools import Convert, Demo, Env, Evaluate, Features, Knn, Show, Superpixels, Synth, View

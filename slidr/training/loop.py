@@ -3,7 +3,6 @@
 import math
 import os
 import random
-import resource
 import sys
 import threading
 import time
@@ -23,6 +22,7 @@ from slidr.tensor_files import write_tensors
 from slidr.training import distributed
 from slidr.training.checkpoint import Checkpoints
 from slidr.training.learner import Learner, Step
+from slidr.training.meter import Meter, format_row
 from slidr.training.optimizers import make_optimizer, rate_factor
 from slidr.training.run_folder import Run
 from slidr.training.stopping import Stop, Stopped, Stuck
@@ -174,7 +174,7 @@ def fit(
     objective = distributed.data_parallel(learner, device, settings.sync_batch_norm)
     statistics = list(distributed.running_statistics(learner).values())
     before_step = [value.clone() for value in statistics]
-    meter, saved = _Meter(), time.monotonic()
+    meter, saved = Meter(), time.monotonic()
     watched = run.first and sys.stderr.isatty()
     bar = tqdm(total=total, initial=state["step"], desc=run.stage, unit="step", disable=not watched)
     stop = Stop()
@@ -288,7 +288,7 @@ def fit(
 
 
 @contextmanager
-def _heartbeat(stage: str, meter: "_Meter", state: dict, total: int, *, enabled: bool) -> Iterator[None]:
+def _heartbeat(stage: str, meter: Meter, state: dict, total: int, *, enabled: bool) -> Iterator[None]:
     """While entered, a line comes in time even if a single step or validation takes minutes."""
     done = threading.Event()
 
@@ -365,59 +365,3 @@ def _require_finite(learner: nn.Module, step: int) -> None:
                 f"after step {step} the weights `{name}` are no longer finite: lower --lr; the last checkpoint is "
                 "from before."
             )
-
-
-class _Meter:
-    """Seconds and scans since the last reading, and since the beginning."""
-
-    def __init__(self) -> None:
-        self.steps, self.seconds, self._line = 0, 0.0, time.monotonic()
-        self._clear()
-        self.lap()
-
-    def _clear(self) -> None:
-        self.counts, self.waited, self.computed = {}, 0.0, 0.0
-
-    def lap(self) -> None:
-        self._last = time.perf_counter()
-
-    def data_arrived(self) -> None:
-        self._arrived = time.perf_counter()
-        self.waited += self._arrived - self._last
-
-    def step_done(self, batch) -> None:
-        for name, count in batch.counts.items():
-            self.counts[name] = self.counts.get(name, 0) + count * distributed.world()
-        self._last, arrived = time.perf_counter(), self._arrived
-        self.computed += self._last - arrived
-        self.steps += 1
-
-    def read(self, device: torch.device) -> dict[str, float]:
-        """Speed since the last row, and the run's peak of memory."""
-        seconds = self.waited + self.computed
-        row = {f"{name}_per_second": count / seconds for name, count in self.counts.items() if count}
-        row["waiting_for_data"] = self.waited / seconds
-        peak = (
-            torch.cuda.max_memory_allocated(device)
-            if device.type == "cuda"
-            else 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        )
-        row["peak_memory_gib"] = peak / 2**30
-        self.seconds += seconds
-        self._clear()
-        return row
-
-    def line_due(self, every: float) -> bool:
-        """Whether so many seconds have passed since a line was due."""
-        due = time.monotonic() - self._line >= every
-        self._line = time.monotonic() if due else self._line
-        return due
-
-    def seconds_a_step(self) -> float:
-        return (self.seconds + self.waited + self.computed) / self.steps
-
-
-def format_row(row: dict[str, float]) -> str:
-    """Numbers for a person: integers in full, others with four digits."""
-    texts = {name: f"{value:,}" if isinstance(value, int) else f"{value:.4g}" for name, value in row.items()}
-    return "  ".join(f"{name.replace('_', ' ')} {text}" for name, text in texts.items())

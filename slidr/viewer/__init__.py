@@ -19,6 +19,7 @@ from scipy.stats import spearmanr
 
 from data.files import atomic_write
 from data.frame import CameraView, Frame
+from slidr.pictures import visible
 
 DIMENSIONS = 16
 PICTURE = 640  # columns of a camera's picture in the page
@@ -227,11 +228,8 @@ def _block(arrays: dict[str, np.ndarray]) -> str:
 
 
 def _legend(names: tuple[str, ...], colours: np.ndarray) -> list[tuple[str, list[int]]]:
-    """Names with their colours, of which dark ones are lightened: the page's background is nearly black."""
-    colours = colours.astype(float)
-    light = colours @ (0.3, 0.6, 0.1)
-    lift = np.clip((90 - light) / (255 - light), 0, 1)[:, None]
-    return list(zip(names, np.round(colours + lift * (255 - colours)).astype(int).tolist(), strict=True))
+    """Names with their colours as the dark page shows them."""
+    return list(zip(names, np.round(255 * visible(colours)).astype(int).tolist(), strict=True))
 
 
 def _reach(frame: Frame) -> float:

@@ -1,0 +1,68 @@
+"""How a key is declared, and the types of keys: what a value must be, whatever the stage."""
+
+import re
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BeforeValidator, Field
+
+# Above these limits numbers overflow what they are stored in, or ask for more than any machine has
+Count = Annotated[int, Field(ge=1, le=10**9)]
+Index = Annotated[int, Field(ge=0, lt=2**63)]
+Processes = Annotated[int, Field(ge=0, le=1024)]
+Positive = Annotated[float, Field(gt=0, le=1e38)]
+NonNegative = Annotated[float, Field(ge=0, le=1e38)]
+Width = Annotated[float, Field(gt=0, le=64)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Percent = Annotated[float, Field(gt=0, le=100)]
+Metres = Annotated[float, Field(allow_inf_nan=False)]
+Sweep = Annotated[tuple[Percent, ...], Field(min_length=1)]
+Rates = Annotated[tuple[Positive, ...], Field(min_length=1)]
+Names = Annotated[tuple[str, ...], Field(min_length=1)]
+Grid = Literal["cylindrical", "cartesian"]
+Architecture = Literal["res16unet14c", "res16unet18c", "res16unet34c"]
+
+
+def _edges(size: tuple[float, float, float]) -> tuple[float, float, float]:
+    if not all(0 < edge < 1e38 for edge in size):
+        raise ValueError("every voxel edge must be a number above 0")
+    return size
+
+
+def _cuda(device: object) -> object:
+    return f"cuda:{device}" if re.fullmatch(r"\d+", str(device)) else device
+
+
+def _one_folder(name: str) -> str:
+    if name in (".", "..") or len(name.encode(errors="replace")) > 200 or not re.fullmatch(r"[^/\\]+", name):
+        raise ValueError("it names one folder, in at most 200 letters")
+    if not name.isprintable():
+        raise ValueError("it has control characters")
+    return name
+
+
+def _part(value: object) -> object:
+    part = re.fullmatch(r"(\d+)/(\d+)", str(value))
+    if not part or not 1 <= int(part[1]) <= int(part[2]):
+        raise ValueError("write i/n with i from 1 to n, for example 2/4")
+    return value
+
+
+def _rising(ends: tuple[float, float]) -> tuple[float, float]:
+    if ends[0] > ends[1]:
+        raise ValueError("the first number must not be above the second")
+    return ends
+
+
+VoxelSize = Annotated[tuple[float, float, float], AfterValidator(_edges)]
+Device = Annotated[str, BeforeValidator(_cuda)]
+FolderName = Annotated[str, AfterValidator(_one_folder)]
+Part = Annotated[str, BeforeValidator(_part)]  # i/n
+Range = Annotated[tuple[Positive, Positive], AfterValidator(_rising)]
+
+
+def key(default, help: str, decides: bool = True):
+    """A setting with its default and what `--help` says of it (unit and meaning).
+
+    decides: whether it decides a run's numbers; if so it must be equal for a run to go on, and recipes state it.
+    """
+    return Field(default=default, description=help, json_schema_extra={"decides": decides})
