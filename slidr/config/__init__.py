@@ -9,6 +9,7 @@ data set's own, slidr/configs/linprobe/<data set>.yaml, or slidr/configs/pretrai
 from slidr.config.help import describe, help_text
 from slidr.config.keys import (
     Architecture,
+    Area,
     Count,
     Grid,
     Index,
@@ -18,12 +19,15 @@ from slidr.config.keys import (
     Share,
     VoxelSize,
     Width,
+    cells_of,
     key,
 )
 from slidr.config.parsing import identity_keys, load, to_yaml, validate
 from slidr.config.recipes import RECIPES, read_recipe, read_yaml, shipped
 from slidr.config.settings import (
+    Detect,
     Downstream,
+    FewLabels,
     Fewshot,
     Linprobe,
     MethodSettings,

@@ -1,5 +1,6 @@
 """How a key is declared, and the types of keys: what a value must be, whatever the stage."""
 
+import math
 import re
 from typing import Annotated, Literal
 
@@ -14,6 +15,7 @@ NonNegative = Annotated[float, Field(ge=0, le=1e38)]
 Width = Annotated[float, Field(gt=0, le=64)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Percent = Annotated[float, Field(gt=0, le=100)]
+Degrees = Annotated[float, Field(ge=0, le=180)]
 Metres = Annotated[float, Field(allow_inf_nan=False)]
 Sweep = Annotated[tuple[Percent, ...], Field(min_length=1)]
 Rates = Annotated[tuple[Positive, ...], Field(min_length=1)]
@@ -58,6 +60,24 @@ Device = Annotated[str, BeforeValidator(_cuda)]
 FolderName = Annotated[str, AfterValidator(_one_folder)]
 Part = Annotated[str, BeforeValidator(_part)]  # i/n
 Range = Annotated[tuple[Positive, Positive], AfterValidator(_rising)]
+
+
+def _corners(area: tuple[float, float, float, float]) -> tuple[float, float, float, float]:
+    if not (area[0] < area[2] and area[1] < area[3]):
+        raise ValueError("it is x and y of the near corner, then those of the far one, which are larger")
+    return area
+
+
+Area = Annotated[tuple[Metres, Metres, Metres, Metres], AfterValidator(_corners)]
+MOST_CELLS = 4096  # along an axis of a bird's-eye grid
+
+
+def cells_of(area: tuple[float, float, float, float], cell: float) -> tuple[int, int]:
+    """Cells of `cell` metres along x and y of an area (x, y of two corners); ValueError if they are too many."""
+    sides = [(high - low) / cell for low, high in zip(area[:2], area[2:], strict=True)]
+    if max(sides) > MOST_CELLS:
+        raise ValueError(f"`area` has more than {MOST_CELLS} cells of {cell:g} m along an axis; raise --cell")
+    return tuple(max(1, math.ceil(side - 1e-6)) for side in sides)
 
 
 def key(default, help: str, decides: bool = True):

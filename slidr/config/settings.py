@@ -13,7 +13,9 @@ from data.datasets.dataset import ReadOptions
 from data.superpixels import SuperpixelSettings
 from slidr.config.keys import (
     Architecture,
+    Area,
     Count,
+    Degrees,
     Device,
     FolderName,
     Grid,
@@ -29,6 +31,7 @@ from slidr.config.keys import (
     Sweep,
     VoxelSize,
     Width,
+    cells_of,
     key,
 )
 from slidr.config.values import from_text
@@ -276,8 +279,8 @@ class Linprobe(Downstream):
         return self
 
 
-class Fewshot(Downstream):
-    """Fine-tune a whole lidar network on few labels, report mIoU (paper, section 4.3)."""
+class FewLabels(Downstream):
+    """What tasks share that train the whole network on a share of the labels."""
 
     pct: Percent = key(1.0, "per cent of the training split's labels to use")
     subset: str | None = key(
@@ -290,13 +293,23 @@ class Fewshot(Downstream):
         "per cents, as in 1,5,10,25,100: fine-tune on each, from random and from pretrained weights (several: "
         "--weights A,B); goes on where it stopped",
     )
-    epochs: Count | None = key(None, "passes over the subset; none = 100 on KITTI and at 1 %, else 50")
-    lr: Positive | None = key(None, "learning rate of the backbone; none = 0.02 pretrained on nuScenes, else 0.05")
-    lr_head: Positive | None = key(None, "learning rate of the last layer; none = 2.0 pretrained, lr from random")
     weights: str | None = key(
         None,
         "pretrained model.pt, or random; none = the newest pretraining under --output; sweep: also several, as A,B",
     )
+
+    @property
+    def several_weights(self) -> list[str]:
+        """`weights` as a list."""
+        return from_text(self.weights or "", tuple[str, ...])
+
+
+class Fewshot(FewLabels):
+    """Fine-tune a whole lidar network on few labels, report mIoU (paper, section 4.3)."""
+
+    epochs: Count | None = key(None, "passes over the subset; none = 100 on KITTI and at 1 %, else 50")
+    lr: Positive | None = key(None, "learning rate of the backbone; none = 0.02 pretrained on nuScenes, else 0.05")
+    lr_head: Positive | None = key(None, "learning rate of the last layer; none = 2.0 pretrained, lr from random")
     search: bool = key(
         False, "try all pairs of search_lr and search_lr_head (of lr, lr_head where given); goes on", decides=False
     )
@@ -307,7 +320,34 @@ class Fewshot(Downstream):
         (1.0, 2.0, 5.0), "search: rates of the last layer, likewise; from random weights it has lr", decides=False
     )
 
-    @property
-    def several_weights(self) -> list[str]:
-        """`weights` as a list."""
-        return from_text(self.weights or "", tuple[str, ...])
+
+class Detect(FewLabels):
+    """Fine-tune a lidar network with a head for boxes on few labels, report mAP."""
+
+    pct: Percent = key(5.0, "per cent of the training split's labels to use")
+    batch: Count = key(4, "frames a step")
+    epochs: Count = key(80, "passes over the subset")
+    lr: Positive = key(0.001, "learning rate of the backbone")
+    lr_head: Positive | None = key(None, "learning rate of the head; none = lr")
+    optimizer: Literal["sgd", "adamw"] = key("adamw", "optimiser")
+    weight_decay: NonNegative = key(0.01, "SGD: L2 penalty; AdamW: decoupled weight decay")
+    schedule: Literal["cosine", "warmup_cosine", "one_cycle"] = key(
+        "one_cycle", "learning rate: cosine, stepped per epoch; the others are stepped per step"
+    )
+    clip_gradients: NonNegative = key(10.0, "largest norm of the gradient, longer ones are scaled to it; 0 = any")
+    augment: bool = key(True, "rotate and flip the cloud and its boxes")
+    rotation: Degrees = key(180.0, "largest rotation about z, either way; less where only one side is labelled")
+    flip_x: bool = key(True, "augment: x may change its sign, as y does; false where only the front is labelled")
+    area: Area = key(
+        (-51.2, -51.2, 51.2, 51.2), "where objects are looked for: x, y in m of two opposite corners, lidar frame"
+    )
+    cell: Positive = key(0.4, "edge of a cell of the bird's-eye grid in m")
+    bev_channels: Count = key(64, "channels of the bird's-eye grid")
+    min_points: Index = key(1, "boxes with fewer lidar points are not trained on")
+    min_score: Share = key(0.1, "boxes with a lower score are left out")
+    most_boxes: Count = key(300, "most boxes of a frame, the best by their score")
+
+    @model_validator(mode="after")
+    def _cells_that_fit(self) -> "Detect":
+        cells_of(self.area, self.cell)
+        return self

@@ -4,6 +4,7 @@
     point_head   layers from the backbone into the feature space of pretraining; [] = identity
     image_head   layers from the teacher's features into the same space; [] = identity, None = no images were used
     class_head   layers from the backbone to classes, of a segmentation network; None = it is none
+    detector     head for boxes on the backbone: its classes, the numbers of its grid, its weights; None = it has none
     teacher      name, layer and SHA-256 of the frozen image network, or None
     input        what the network takes: columns of a point, and scale and offset of the stored intensity
 
@@ -15,9 +16,10 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import torch
-from pydantic import AfterValidator, BaseModel, ConfigDict, FiniteFloat, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
 from data.files import InputError
+from slidr.networks.detector import BirdsEyeHead, Detector, DetectorSpec
 from slidr.networks.minkunet import UNREAD
 from slidr.networks.student import Student, StudentSpec
 from slidr.tensor_files import as_weights, read_tensors, write_tensors
@@ -83,6 +85,14 @@ class TaskRecord(_Part):
     pct: FiniteFloat
 
 
+class DetectorPart(_Part):
+    """The head of a detector (`slidr.networks.detector`)."""
+
+    classes: Annotated[tuple[Name, ...], Field(min_length=1, max_length=1000)]
+    spec: DetectorSpec
+    weights: dict[str, torch.Tensor]
+
+
 class Model(_Part):
     """The content of a model.pt."""
 
@@ -94,6 +104,7 @@ class Model(_Part):
     point_head: Layers = []
     image_head: Layers | None = None
     class_head: Layers | None = None
+    detector: DetectorPart | None = None
     teacher: TeacherIdentity | None = None
     pretraining: Pretraining | None = None
     classes: tuple[Name, ...] = ()
@@ -135,7 +146,7 @@ def write_model(path: Path, **parts: object) -> None:
     """Write the parts of a `Model`."""
     model = Model(**parts)
     content = {name: getattr(model, name) for name in Model.model_fields}
-    plain = {k: v.model_dump(mode="json") if isinstance(v, BaseModel) else v for k, v in content.items()}
+    plain = {k: v.model_dump() if isinstance(v, BaseModel) else v for k, v in content.items()}
     plain["classes"] = list(model.classes)
     write_tensors(path, plain)
 
@@ -151,6 +162,9 @@ def read_model(path: Path) -> Model:
         ) from error
     heads = {name: getattr(model, name) for name in ("point_head", "image_head", "class_head")}
     checked = {name: layers and [as_weights(path, layer) for layer in layers] for name, layers in heads.items()}
+    if model.detector:
+        weights = as_weights(path, model.detector.weights)
+        checked["detector"] = model.detector.model_copy(update={"weights": weights})
     return model.model_copy(update=checked | {"backbone": as_weights(path, model.backbone)})
 
 
@@ -191,14 +205,7 @@ def load_student(model: Model, path: Path, out_channels: int | None, bn_momentum
             "other --weights."
         )
     own = {k: v for k, v in parameter_shapes(model.spec, None).items() if not k.endswith(UNREAD)}
-    for name in sorted(own.keys() | model.backbone.keys()):
-        if name not in model.backbone or name not in own:
-            raise InputError(f"{path}: the key `{name}` is {'missing' if name in own else 'not known'}; is it damaged?")
-        if own[name].shape != model.backbone[name].shape:
-            raise InputError(
-                f"{path}: `{name}` has shape {list(model.backbone[name].shape)}, this network needs "
-                f"{list(own[name].shape)}."
-            )
+    _require_fit(path, model.backbone, own)
     student = Student(model.spec, out_channels, bn_momentum)  # not before it is known that it is as large as its file
     for name in ("point_head", "class_head"):
         layers = getattr(model, name)
@@ -209,6 +216,17 @@ def load_student(model: Model, path: Path, out_channels: int | None, bn_momentum
             )
     student.network.load_state_dict(model.backbone, strict=False)
     return student
+
+
+def _require_fit(path: Path, weights: dict[str, torch.Tensor], own: dict[str, torch.Tensor]) -> None:
+    """Raises InputError if a weight is missing, unknown or misshapen (named), beside those that a network has."""
+    for name in sorted(own.keys() | weights.keys()):
+        if name not in weights or name not in own:
+            raise InputError(f"{path}: the key `{name}` is {'missing' if name in own else 'not known'}; is it damaged?")
+        if own[name].shape != weights[name].shape:
+            raise InputError(
+                f"{path}: `{name}` has shape {list(weights[name].shape)}, this network needs {list(own[name].shape)}."
+            )
 
 
 def load_segmenter(model: Model, path: Path) -> Student:
@@ -225,6 +243,20 @@ def load_segmenter(model: Model, path: Path) -> Student:
     student = load_student(model, path, len(head["bias"]), bn_momentum=0.02)
     student.network.final.load_state_dict({"weight": head["weight"].T[None], "bias": head["bias"]})
     return student
+
+
+def load_detector(model: Model, path: Path) -> Detector:
+    """The detector of a model.pt. Raises InputError if it has none, or if a weight is missing or misshapen (named)."""
+    part = model.detector
+    if part is None:
+        raise InputError(f"{path} comes from {model.stage} and has no head for boxes; name a model.pt of detect.")
+    student = load_student(model, path, None, bn_momentum=0.02)
+    with torch.device("meta"):
+        own = BirdsEyeHead(student.network.channels, len(part.classes), part.spec).state_dict()
+    _require_fit(path, part.weights, own)
+    detector = Detector(student, part.classes, part.spec)
+    detector.head.load_state_dict(part.weights)
+    return detector
 
 
 def newest_model(output: Path, *stages: str) -> Path | None:

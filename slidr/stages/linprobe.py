@@ -7,8 +7,9 @@ from slidr.networks.model_file import TaskRecord
 from slidr.repeats import first_run, repeat
 from slidr.tasks.results import published_rows
 from slidr.tasks.scores import Outcome
-from slidr.tasks.segmentation import LinearProbe, Segmentation, open_labelled, train
+from slidr.tasks.segmentation import LinearProbe, Segmentation, open_labelled, segmentation_loader
 from slidr.tasks.start import choose_weights, starting_student
+from slidr.tasks.training import train
 from slidr.training import Run, prepare
 
 
@@ -25,4 +26,4 @@ def run(settings: Linprobe) -> Outcome:
     task = Segmentation(student.to(device), reader)
     record = TaskRecord(stage="linprobe", dataset=reader.dataset.name, pct=100.0)
     probe = LinearProbe(settings, task, record, pretraining)
-    return train(Run("linprobe", settings), settings, probe, train_reader, source, device)
+    return train(Run("linprobe", settings), settings, probe, segmentation_loader, train_reader, source, device)

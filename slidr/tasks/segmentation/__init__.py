@@ -1,10 +1,9 @@
-"""Segmentation: a class for every point. The loss, the scores, the task, and what trains a network for it."""
+"""Segmentation: a class for every point. The loss, the scores, the task, and what is trained for it."""
 
 from slidr.tasks.segmentation.learners import FineTuning, LinearProbe
 from slidr.tasks.segmentation.losses import lovasz_softmax, segmentation_loss
 from slidr.tasks.segmentation.metrics import ConfusionMatrix, predict, segmentation_scores
 from slidr.tasks.segmentation.task import Segmentation, open_labelled, segmentation_loader, with_labels
-from slidr.tasks.segmentation.training import train
 
 __all__ = [
     "ConfusionMatrix",
@@ -17,6 +16,5 @@ __all__ = [
     "segmentation_loader",
     "segmentation_loss",
     "segmentation_scores",
-    "train",
     "with_labels",
 ]

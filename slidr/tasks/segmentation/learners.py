@@ -1,42 +1,23 @@
 """What is trained for segmentation: one linear layer on a frozen network, or the whole network."""
 
 import hashlib
-from pathlib import Path
 
 import torch
 
 from data.frame import Batch
-from slidr.config import Downstream, Fewshot, Linprobe
-from slidr.networks.model_file import (
-    InputMeaning,
-    Pretraining,
-    TaskRecord,
-    backbone_weights,
-    head_layers,
-    write_model,
-)
+from slidr.config import Fewshot, Linprobe
+from slidr.networks.model_file import Pretraining, TaskRecord, backbone_weights, head_layers
 from slidr.tasks.segmentation.losses import segmentation_loss
 from slidr.tasks.segmentation.task import Segmentation
-from slidr.training import Learner, Step
+from slidr.tasks.training import TaskLearner
+from slidr.training import Step
 
 
-class SegmentationLearner(Learner):
-    """Cross-entropy + Lovász-softmax over the voxels with a label; a voxel's label is its first point's.
-
-    Args:
-        settings: of the stage.
-        task: the network to train, and the split it is scored on.
-        record: what it is trained for.
-        pretraining: what it was pretrained on, as far as known; model.pt carries it on.
-    """
+class SegmentationLearner(TaskLearner):
+    """Cross-entropy + Lovász-softmax over the voxels with a label; a voxel's label is its first point's."""
 
     best = ("val_mIoU", "max")
-
-    def __init__(
-        self, settings: Downstream, task: Segmentation, record: TaskRecord, pretraining: Pretraining | None = None
-    ):
-        super().__init__()
-        self.settings, self.task, self.record, self.pretraining = settings, task, record, pretraining
+    task: Segmentation
 
     def logits(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """Logits `[V, K]` and labels `[V]` of the batch's voxels."""
@@ -46,20 +27,9 @@ class SegmentationLearner(Learner):
         """The loss of a batch (paper, section 4.2)."""
         return Step(segmentation_loss(*self.logits(batch)))
 
-    def write_model(self, path: Path) -> None:
-        """Write model.pt: the backbone, the class head, what it was trained for and pretrained on."""
-        student, reader = self.task.student, self.task.reader
-        write_model(
-            path,
-            stage=self.record.stage,
-            spec=student.spec,
-            input=InputMeaning(intensity_scale=reader.intensity_scale, intensity_offset=reader.intensity_offset),
-            backbone=backbone_weights(student),
-            class_head=head_layers(student),
-            classes=reader.dataset.classes,
-            pretraining=self.pretraining,
-            task=self.record,
-        )
+    def heads(self) -> dict:
+        """The class head and its classes."""
+        return {"class_head": head_layers(self.task.student), "classes": self.task.reader.dataset.classes}
 
 
 class LinearProbe(SegmentationLearner):

@@ -40,6 +40,10 @@ class Segmentation:
     def __init__(self, student: Student, reader: Reader):
         self.student, self.reader = student, reader
 
+    def describe(self) -> str:
+        """The network in a few words."""
+        return self.student.describe()
+
     @torch.no_grad()
     def logits(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """Logits `[V, K]` of the batch's voxels and the voxel `[N]` of each point; leaves the network in eval mode."""

@@ -1,0 +1,175 @@
+"""A detector on the pretrained lidar network: features of points -> bird's-eye grid -> heat maps and boxes.
+
+The head is that of CenterPoint (Yin et al., CVPR 2021): an object is the peak of its class's heat map, and the cell of
+the peak says where in it the centre is, how high, how large and which way the object faces. Everything is plain torch.
+"""
+
+import math
+
+import torch
+from pydantic import BaseModel, ConfigDict, model_validator
+from torch import nn
+
+from data.frame import Batch
+from slidr.config import Area, Count, Positive, Share, cells_of
+from slidr.networks.student import Student, of_points
+
+REGRESSION = 8  # numbers a cell: offset x, y in cells; z in m; log of length, width, height in m; sine, cosine of yaw
+RARE = -math.log(99.0)  # the heat maps begin at a probability of 0.01, so that the many empty cells do not flood the loss
+
+
+class DetectorSpec(BaseModel):
+    """What decides a detector beside its student: the grid, its width, and which peaks are boxes. Names of settings."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    area: Area
+    cell: Positive
+    bev_channels: Count
+    min_score: Share
+    most_boxes: Count
+
+    @model_validator(mode="after")
+    def _of_a_size(self) -> "DetectorSpec":
+        cells_of(self.area, self.cell)
+        return self
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Cells along x and y."""
+        return cells_of(self.area, self.cell)
+
+    def places(self, xy: torch.Tensor) -> torch.Tensor:
+        """Metres `[N, 2]` -> cells and parts of them `[N, 2]`, from the corner of the smallest x and y."""
+        return (xy - xy.new_tensor(self.area[:2])) / self.cell
+
+    def inside(self, places: torch.Tensor) -> torch.Tensor:
+        """Which of `places [N, 2]` (`places`) are in the grid: a mask `[N]`; NaN is not."""
+        return ((places >= 0) & (places < places.new_tensor(self.shape))).all(1)
+
+
+def pool_to_grid(features: torch.Tensor, frame: torch.Tensor, cells: torch.Tensor, shape: tuple) -> torch.Tensor:
+    """The largest value of each channel among the points of a cell.
+
+    Args:
+        features: `[N, C]`, none below 0.
+        frame: `[N]` int64, the frame of each point.
+        cells: `[N, 2]` int64, its cell along x and y.
+        shape: (frames, cells along x, cells along y).
+
+    Returns:
+        `[frames, C, X, Y]`; 0 where a cell has no point.
+    """
+    frames, rows, columns = shape
+    index = (frame * rows + cells[:, 0]) * columns + cells[:, 1]
+    grid = features.new_zeros(frames * rows * columns, features.shape[1])
+    grid = grid.scatter_reduce(0, index[:, None].expand_as(features), features, "amax")
+    return grid.view(frames, rows, columns, -1).permute(0, 3, 1, 2)
+
+
+def _norm(channels: int) -> nn.GroupNorm:
+    """Group norm: its figures are those of one frame, whatever the batch and the number of processes.
+
+    torch's batch norm over several processes runs on GPUs alone, and batches of detection are small.
+    """
+    return nn.GroupNorm(math.gcd(8, channels), channels)
+
+
+class _Block(nn.Module):
+    """Two 3x3 convolutions with a shortcut, 1x1 where the shape changes."""
+
+    def __init__(self, in_channels: int, channels: int, stride: int = 1):
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Conv2d(in_channels, channels, 3, stride, 1, bias=False),
+            _norm(channels),
+            nn.ReLU(),
+            nn.Conv2d(channels, channels, 3, 1, 1, bias=False),
+            _norm(channels),
+        )
+        self.shortcut = nn.Identity()
+        if stride > 1 or in_channels != channels:
+            self.shortcut = nn.Sequential(nn.Conv2d(in_channels, channels, 1, stride, bias=False), _norm(channels))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.relu(self.layers(x) + self.shortcut(x))
+
+
+class BirdsEyeHead(nn.Module):
+    """Features of points -> heat maps and regressions of a bird's-eye grid.
+
+    Args:
+        channels: of a point's features.
+        classes: of objects.
+        spec: the grid and its width C.
+    """
+
+    def __init__(self, channels: int, classes: int, spec: DetectorSpec):
+        super().__init__()
+        self.spec, self.classes, width = spec, classes, spec.bev_channels
+        self.point = nn.Sequential(nn.Linear(channels + 3, width), nn.LayerNorm(width), nn.ReLU())
+        self.fine = nn.Sequential(_Block(width, width), _Block(width, width))
+        self.coarse = nn.Sequential(_Block(width, 2 * width, 2), _Block(2 * width, 2 * width))
+        self.joined = nn.Sequential(nn.Conv2d(3 * width, width, 3, 1, 1, bias=False), _norm(width), nn.ReLU())
+        self.last = nn.Conv2d(width, classes + REGRESSION, 1)
+        nn.init.constant_(self.last.bias[:classes], RARE)
+
+    def grid(self, features: torch.Tensor, points: torch.Tensor, frame: torch.Tensor, frames: int) -> torch.Tensor:
+        """The grid `[frames, C, X, Y]` of points with features `[N, channels]`, those outside left out.
+
+        A point adds to its features its height and its place in its cell: pooling forgets where in it a point was.
+        Points are pooled, not voxels, since the cells of a cylindrical grid are none of this one's.
+        """
+        places = self.spec.places(points[:, :2])
+        kept = self.spec.inside(places).nonzero()[:, 0]
+        places, height = places[kept], points[kept, 2:3]
+        cells = places.floor()
+        about = torch.cat((places - cells, height), 1).to(features.dtype)
+        values = self.point(torch.cat((features[kept], about), 1))
+        return pool_to_grid(values, frame[kept], cells.long(), (frames, *self.spec.shape))
+
+    def forward(
+        self, features: torch.Tensor, points: torch.Tensor, frame: torch.Tensor, frames: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Maps of the grid.
+
+        Args:
+            features: `[N, channels]`.
+            points: `[N, 3 or more]`, metres.
+            frame: `[N]` int64, the frame of each point.
+            frames: how many there are.
+
+        Returns:
+            logits `[frames, classes, X, Y]` of the heat maps, and regressions `[frames, REGRESSION, X, Y]`.
+        """
+        fine = self.fine(self.grid(features, points, frame, frames))
+        coarse = nn.functional.interpolate(self.coarse(fine), fine.shape[-2:])  # nearest; sides may be odd
+        maps = self.last(self.joined(torch.cat((fine, coarse), 1)))
+        return maps[:, : self.classes], maps[:, self.classes :]
+
+
+class Detector(nn.Module):
+    """A student without a last layer, and the head.
+
+    Args:
+        student: made with `out_channels=None`.
+        classes: names of the objects.
+        spec: of the head.
+    """
+
+    def __init__(self, student: Student, classes: tuple[str, ...], spec: DetectorSpec):
+        super().__init__()
+        self.student, self.classes, self.spec = student, classes, spec
+        self.head = BirdsEyeHead(student.network.channels, len(classes), spec)
+
+    def describe(self) -> str:
+        """Student and head in a few words."""
+        size, (rows, columns) = sum(p.numel() for p in self.head.parameters()), self.spec.shape
+        head = f"head for {len(self.classes)} classes, {size:,} parameters, {rows} x {columns} cells"
+        return f"{self.student.describe()}; {head} of {self.spec.cell:g} m"
+
+    def forward(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """Heat logits `[B, classes, X, Y]` and regressions `[B, REGRESSION, X, Y]` of a batch of B frames."""
+        x, voxels = self.student.backbone(batch)
+        features = of_points(x.features, voxels.inverse, 0)  # a point without a voxel is NaN, hence in no cell
+        return self.head(features, batch.points, batch.batch_index, len(batch.ids))
