@@ -99,6 +99,7 @@ class DataSet:
     root: folder where it is looked for by default.
     how_to_get: what to do if it is not there; begins with a verb.
     few_labels: whether a share of the labels is a share of the scenes or of the frames, as published.
+    boxes: names of the classes of objects to detect, all of them in the table; () = it has no boxes.
     tuning: (split to train on, split to score) -> the two that stand in for them while learning rates are chosen, and
         share no scene with each other or the split that is scored. Others are chosen on the split that is scored.
     intensity_offset: added to the stored intensity to make the network's input feature.
@@ -116,6 +117,7 @@ class DataSet:
     open: Callable[[Path, str, ReadOptions], Reader]
     root: Path
     how_to_get: str
+    boxes: tuple[str, ...] = ()
     few_labels: Literal["scenes", "frames"] = "scenes"
     tuning: Mapping[tuple[str, str], tuple[str, str]] = field(default_factory=dict)
     intensity_offset: float = 0.0
@@ -133,6 +135,11 @@ class DataSet:
     def colours(self) -> np.ndarray:
         """`[classes, 3]` uint8 RGB."""
         return np.array([row[1] for row in self.table], np.uint8)
+
+    @cached_property
+    def box_colours(self) -> np.ndarray:
+        """`[len(boxes), 3]` uint8 RGB: those of the same classes of points."""
+        return self.colours[[self.classes.index(name) for name in self.boxes]]
 
     @cached_property
     def _learning_map(self) -> np.ndarray:

@@ -3,11 +3,12 @@
 import functools
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from data.boxes import Boxes, count_points
 from data.datasets.dataset import OFFICIAL, DataSet, Reader, ReadOptions, require_whole_split
 from data.datasets.layout import cameras_of, choose_cameras, read_points, splits_there
 from data.datasets.nuscenes.index import CAMERAS, LIDAR, Index, cached_index, table
@@ -56,6 +57,7 @@ class NuScenes:
         where = ", ".join(map(str, chosen))
         self._cameras = _choose_cameras(options, [index["sensors"].tolist() for index, _ in indices], where)
         self._categories = [index["categories"].tolist() for index, _ in indices]
+        self._boxes = [(index["box_names"].tolist(), index["boxes"]) for index, _ in indices]
         parts = [_part(index | {"tables": i}, scenes, self._cameras) for i, (index, scenes) in enumerate(indices)]
         self._index = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
         if not len(self._index["scene"]):
@@ -83,8 +85,9 @@ class NuScenes:
     def read(self, index: int, needs: Needs, rng: np.random.Generator | None = None) -> Frame:
         """Keyframe `index` of the split (see `Reader.read`).
 
-        Labels are None where the tables name no lidarseg file. Raises InputError for a missing or broken file, or for
-        one outside the root (see `data.files.inside`), and DataGone if the folder of the scans is gone.
+        Labels are None where the tables name no lidarseg file, boxes where they have no annotations. Raises InputError
+        for a missing or broken file, or for one outside the root (see `data.files.inside`), and DataGone if the folder
+        of the scans is gone.
         """
         with still_there(self._root / self._index["path"][index, 0].decode().split("/")[0]):
             return self._read(index, needs, rng)
@@ -104,6 +107,8 @@ class NuScenes:
             if categories and self.dataset.categories:
                 raw = _renumbered(raw, categories, self.dataset.categories, file)
             frame.labels = self.dataset.to_train_ids(raw, file)
+        if needs.boxes:
+            frame.boxes, frame.ignore = self._annotations(row, points)
         if needs.pose:
             frame.pose = self.pose(index)
         mounts, egos = ([Rigid.from_quaternion(m[:4], m[4:]) for m in row[name]] for name in ("mount", "ego"))
@@ -119,6 +124,27 @@ class NuScenes:
             pairs.append(Pairs(point, np.full_like(point, i), y, x))
         frame.pairs = Pairs.concatenate(pairs)
         return frame
+
+    def _annotations(self, row: Index, points: np.ndarray) -> tuple[Boxes | None, Boxes | None]:
+        """The boxes of a keyframe, and those to ignore; None where its tables have no annotations at all."""
+        names, rows = self._boxes[row["tables"]]
+        if not names:
+            return None, None
+        if row["box_fault"]:
+            raise InputError(
+                f"{row['box_fault']} (sample_annotation.json, frame {row['token'][0].decode()}): download the tables "
+                "again, or correct that row."
+            )
+        rows, dataset = rows[row["first_box"] : row["last_box"]], self.dataset
+        detected = {dataset.categories[i]: [c] for c, _, raw in dataset.table if c in dataset.boxes for i in raw}
+
+        def of(kinds: Mapping[str, Sequence[str]]) -> Boxes:
+            """The boxes of some categories, once as each of the classes that these are given."""
+            found = [(i, c) for i, kind in enumerate(rows[:, 7]) for c in kinds.get(names[int(kind)], ())]
+            which, labels = [i for i, _ in found], [dataset.boxes.index(c) for _, c in found]
+            return Boxes.of(rows[which, :3], rows[which, 3:6], rows[which, 6], labels)
+
+        return count_points(points, of(detected)), of(_IGNORED)
 
     def _file(self, path: bytes) -> Path:
         return inside(self._root, path.decode())
@@ -163,7 +189,7 @@ def _part(index: Index, scenes: list[str], cameras: tuple[str, ...]) -> Index:
     return {"tables": tables} | {
         name: values[kept] if values.ndim == 1 else values[kept][:, sensors]
         for name, values in index.items()
-        if name not in ("tables", "sensors", "categories")
+        if name not in ("tables", "sensors", "categories", "box_names", "boxes")
     }
 
 
@@ -305,9 +331,17 @@ CATEGORIES = tuple(
     ).split()
 )
 
+# The classes of the detection benchmark; they have the same categories as these classes of points
+BOXES = (
+    *("car", "truck", "bus", "trailer", "construction vehicle"),
+    *("pedestrian", "motorcycle", "bicycle", "traffic cone", "barrier"),
+)
+_IGNORED = {"static_object.bicycle_rack": ("bicycle", "motorcycle")}  # not every cycle in a rack is annotated
+
 RECORD = DataSet(
     name="nuscenes",
     table=_TABLE,
+    boxes=BOXES,
     splits=_SPLITS,
     open=NuScenes,
     root=Path("datasets/nuscenes"),
