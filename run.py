@@ -22,6 +22,7 @@ STAGES = {
     "pretrain": (None, "pretrain"),
     "linprobe": (config.Linprobe, "linprobe"),
     "fewshot": (config.Fewshot, "fewshot"),
+    "detect": (config.Detect, "detect"),
     "evaluate": (config.Evaluate, None),
     "show": (config.Show, "pretrain"),
     "knn": (config.Knn, "knn"),

@@ -29,6 +29,8 @@ class AugmentSettings:
     paper_cuboid: which cuboid is refused. False (published code): one that leaves any image fewer than min_pairs
         pairs; then none is dropped. True (supplement; its largest side is 0.1): one that leaves all images together
         fewer than min_pairs; then another is drawn.
+    rotation: smallest and largest angle about z, in radians.
+    flip_x: whether x may change its sign, as y does.
     min_pairs: pairs to keep for a cuboid or a crop to be accepted.
     area, aspect: smallest and largest share of the image that a crop covers before resizing, and its width / height.
     """
@@ -36,6 +38,8 @@ class AugmentSettings:
     crop: tuple[int, int] | None = (224, 416)
     train: bool = True
     cuboid: float = 0.2
+    rotation: tuple[float, float] = (0, 2 * math.pi)
+    flip_x: bool = True
     paper_cuboid: bool = False
     min_pairs: int = 1024
     area: tuple[float, float] = (0.3, 1.0)
@@ -62,8 +66,8 @@ def draw(rng: np.random.Generator, frame: Frame, settings: AugmentSettings) -> A
     if not settings.train:
         return Augmentation(crop=settings.crop, boxes=whole, mirrored=(False,) * len(sizes))
     drawn = Augmentation(
-        angle=rng.uniform(0, 2 * math.pi),
-        flip_x=bool(rng.random() < 0.5),
+        angle=rng.uniform(*settings.rotation),
+        flip_x=bool(rng.random() < 0.5) and settings.flip_x,
         flip_y=bool(rng.random() < 0.5),
         crop=settings.crop,
     )

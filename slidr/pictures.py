@@ -37,7 +37,7 @@ set_output("png", 110)
 
 
 @contextmanager
-def _figure(path: Path, rows: int, columns: int, size: tuple[float, float], title: str = "", **options) -> Iterator:
+def drawing(path: Path, rows: int, columns: int, size: tuple[float, float], title: str = "", **options) -> Iterator:
     """Axes `[rows, columns]`; saved to `path`, a PNG, at the end, and beside it as `set_output` says."""
     figure = Figure(figsize=size, layout="constrained")  # no pyplot: no global state, no display
     if title:
@@ -48,13 +48,15 @@ def _figure(path: Path, rows: int, columns: int, size: tuple[float, float], titl
             figure.savefig(temporary, format=format)
 
 
-def _image(axis, image: np.ndarray, title: str, **style) -> None:
+def show(axis, image: np.ndarray, title: str, **style) -> None:
+    """An image `[h, w, 3]` or `[h, w]` fills the axes, in pixels."""
     axis.imshow(image, **style)
     axis.set(xticks=[], yticks=[], autoscale_on=False)
     axis.set_title(title, loc="left", fontsize=10)
 
 
-def _grey(image: np.ndarray, brightness: float) -> np.ndarray:
+def grey(image: np.ndarray, brightness: float) -> np.ndarray:
+    """An image `[h, w, 3]` uint8 without its colours, darker by `brightness`: floats in 0..1."""
     return np.repeat(image.mean(2, keepdims=True), 3, 2) / 255 * brightness
 
 
@@ -63,19 +65,20 @@ def _dot(points: int) -> float:
     return float(np.clip(9000 / max(points, 1), 2, 12))
 
 
-def _scatter(axis, places: np.ndarray, **style):
+def scatter(axis, places: np.ndarray, **style):
     """Dots at `places [N, 2]`; pixels in vector formats, too, where the text stays text."""
     return axis.scatter(*np.transpose(places), linewidths=0, rasterized=True, **style)
 
 
-def _above(frame: Frame, points: np.ndarray | None = None) -> np.ndarray:
+def above(frame: Frame, points: np.ndarray | None = None) -> np.ndarray:
     """Metres to the right of the vehicle and ahead of it, `[N, 2]`, of the frame's points or of others in its axes."""
     x, y = (frame.points if points is None else points)[:, :2].T
     ahead_x, ahead_y = frame.forward
     return np.stack((ahead_y * x - ahead_x * y, ahead_x * x + ahead_y * y), 1)
 
 
-def _ground(axis, title: str, lidars=((0.0, 0.0),), names=("right (m)", "ahead (m)")) -> None:
+def ground(axis, title: str, lidars=((0.0, 0.0),), names=("right (m)", "ahead (m)")) -> None:
+    """Axes in metres for a scan from above, with triangles at `lidars`."""
     ticks = np.arange(-40, 41, 20)
     axis.set(xlim=(-METRES, METRES), ylim=(-METRES, METRES), aspect="equal", xticks=ticks, yticks=ticks)
     axis.set(xlabel=names[0], ylabel=names[1], facecolor=np.array(GROUND) / 255)
@@ -109,11 +112,11 @@ def camera_overlay(frame: Frame, camera: int, path: Path) -> None:
         if count < view.superpixels.size:  # else every pixel is a border
             bordered[find_boundaries(view.superpixels[np.ix_(rows, columns)], mode="inner")] = (255, 220, 0)
     height = 6 * view.image.shape[0] / view.image.shape[1]
-    with _figure(path, 1, 2, (12.6, height + 0.7), f"frame {frame.id}") as axes:
-        _image(axes[0, 0], bordered, title)
-        _image(axes[0, 1], view.image, f"{len(seen):,} lidar points by distance")
+    with drawing(path, 1, 2, (12.6, height + 0.7), f"frame {frame.id}") as axes:
+        show(axes[0, 0], bordered, title)
+        show(axes[0, 1], view.image, f"{len(seen):,} lidar points by distance")
         style = {"cmap": "turbo_r", "vmin": 0, "vmax": 50}
-        dots = _scatter(axes[0, 1], np.stack((seen.column, seen.row), 1), c=distance, s=_dot(len(seen)), **style)
+        dots = scatter(axes[0, 1], np.stack((seen.column, seen.row), 1), c=distance, s=_dot(len(seen)), **style)
         axes[0, 1].figure.colorbar(dots, ax=axes[0, 1], label="distance (m)", shrink=0.9, extend="max")
 
 
@@ -145,16 +148,16 @@ def similarity(frame: Frame, camera: int, maps: list[Similarity], path: Path) ->
     halves = 1 + (maps[0].pixels is not None)
     height = 6.5 * rows / columns + 0.35
     size = 6.5 * halves + 1, height * len(maps) + 0.35
-    with _figure(path, len(maps), halves, size, f"frame {frame.id}, {view.name}") as axes:
+    with drawing(path, len(maps), halves, size, f"frame {frame.id}, {view.name}") as axes:
         for found, axis in zip(maps, axes, strict=True):
             here = seen.point == found.query
-            _image(axis[-1], _grey(view.image, 0.35), f"points: {found.name}")
+            show(axis[-1], grey(view.image, 0.35), f"points: {found.name}")
             order = np.argsort(found.points[seen.point])  # the most similar hide the others
             places = np.stack((seen.column, seen.row), 1)[order]
             colour = found.points[seen.point[order]]
-            dots = _scatter(axis[-1], places, c=colour, s=1.5 * _dot(len(seen)), **style)
+            dots = scatter(axis[-1], places, c=colour, s=1.5 * _dot(len(seen)), **style)
             if halves == 2:
-                _image(
+                show(
                     axis[0],
                     found.pixels,
                     f"image: {found.name}",
@@ -174,12 +177,12 @@ def views(clouds: dict[str, np.ndarray], path: Path) -> None:
         clouds: name -> points `[N, 3 or more]`.
         path: PNG to write.
     """
-    with _figure(path, 1, len(clouds), (4.4 * len(clouds) + 0.8, 4.7)) as axes:
+    with drawing(path, 1, len(clouds), (4.4 * len(clouds) + 0.8, 4.7)) as axes:
         for axis, (name, points) in zip(axes[0], clouds.items(), strict=True):
-            _ground(axis, f"{name}: {len(points):,} points", names=("x (m)", "y (m)"))
+            ground(axis, f"{name}: {len(points):,} points", names=("x (m)", "y (m)"))
             points = points[np.argsort(points[:, 2])]  # what is higher hides what is lower
             style = {"cmap": "viridis", "vmin": -2, "vmax": 4}
-            dots = _scatter(axis, points[:, :2], c=points[:, 2], s=_dot(len(points)) / 2, **style)
+            dots = scatter(axis, points[:, :2], c=points[:, 2], s=_dot(len(points)) / 2, **style)
         axes[0, 0].figure.colorbar(dots, ax=axes[0, -1], label="height (m)", shrink=0.9, extend="both")
 
 
@@ -192,21 +195,21 @@ def scan_pair(pair: ScanPair, cosine: np.ndarray, path: Path) -> None:
         path: PNG to write.
     """
     to_first = np.linalg.inv(pair.first.pose) @ pair.second.pose
-    first = _above(pair.first)
-    second = _above(pair.first, pair.second.points[:, :3] @ to_first[:3, :3].T + to_first[:3, 3])
-    lidars = _above(pair.first, np.stack([np.zeros(3), to_first[:3, 3]]))
+    first = above(pair.first)
+    second = above(pair.first, pair.second.points[:, :3] @ to_first[:3, :3].T + to_first[:3, 3])
+    lidars = above(pair.first, np.stack([np.zeros(3), to_first[:3, 3]]))
     middle = lidars.mean(0)
-    with _figure(path, 1, 2, (13, 6), f"frames {pair.first.id} and {pair.second.id}, {EXTENT}") as axes:
+    with drawing(path, 1, 2, (13, 6), f"frames {pair.first.id} and {pair.second.id}, {EXTENT}") as axes:
         apart = np.linalg.norm(to_first[:3, 3])
-        _ground(axes[0, 0], f"two scans, {apart:.1f} m apart", lidars - middle)
-        _ground(axes[0, 1], f"their {len(cosine):,} matches", lidars - middle)
+        ground(axes[0, 0], f"two scans, {apart:.1f} m apart", lidars - middle)
+        ground(axes[0, 1], f"their {len(cosine):,} matches", lidars - middle)
         for name, points, colour in (("first", first, "#4fa3ff"), ("second", second, "#ff9e3d")):
-            _scatter(axes[0, 0], points - middle, s=0.8, c=colour, label=name)
+            scatter(axes[0, 0], points - middle, s=0.8, c=colour, label=name)
         axes[0, 0].legend(frameon=False, labelcolor="white", markerscale=6, loc="upper right")
         order = np.argsort(-cosine)  # the least similar hide the others
         places = first[pair.matches[order, 0]] - middle
         style = {"cmap": "RdYlGn", "vmin": 0, "vmax": 1}
-        dots = _scatter(axes[0, 1], places, c=cosine[order], s=1.5, **style)
+        dots = scatter(axes[0, 1], places, c=cosine[order], s=1.5, **style)
         axes[0, 1].figure.colorbar(dots, ax=axes[0, 1], label="cosine of the features", shrink=0.9, extend="min")
 
 
@@ -220,7 +223,7 @@ def curves(rows: list[dict], path: Path, unit: str = "") -> None:
     found = dict.fromkeys(n for row in rows for n in row if n.startswith("val_") and n != "val_loss" and "/" not in n)
     panels |= {f"{name.removeprefix('val_')}{f' ({unit})' if unit else ''}": (name,) for name in found}
     labels = {"loss": "training"}
-    with _figure(path, 1, len(panels), (5.5 * len(panels), 3.6)) as axes:
+    with drawing(path, 1, len(panels), (5.5 * len(panels), 3.6)) as axes:
         for axis, (title, names) in zip(axes[0], panels.items(), strict=True):
             for name in names:
                 points = [(row["step"], row[name]) for row in rows if name in row]
@@ -241,11 +244,14 @@ def _panels(frame: Frame, prediction: np.ndarray) -> tuple[dict[str, np.ndarray]
     return {"prediction": prediction, "ground truth": frame.labels}, frame.labels > 0
 
 
-def _class_legend(
-    figure: Figure, panels: dict[str, np.ndarray], known: np.ndarray, classes: tuple[str, ...], colours
-) -> None:
-    """Names of the classes that occur, beside the axes."""
-    occurring = [i for i in np.unique(np.concatenate([ids[known] for ids in panels.values()])) if i]
+def _occurring(panels: dict[str, np.ndarray], known: np.ndarray) -> np.ndarray:
+    """Train ids above 0 in the panels' points of a mask."""
+    ids = np.unique(np.concatenate([ids[known] for ids in panels.values()]))
+    return ids[ids > 0]
+
+
+def class_legend(figure: Figure, occurring: np.ndarray, classes: tuple[str, ...], colours: np.ndarray) -> None:
+    """Names of the classes that occur, by their rows, beside the axes."""
     handles = [Patch(color=visible(colours)[i], label=classes[i]) for i in occurring]
     figure.legend(handles=handles, loc="outside right center", frameon=False, fontsize=9)
 
@@ -264,13 +270,13 @@ def birds_eye(
     """
     panels, known = _panels(frame, prediction)
     order = np.argsort(frame.points[:, 2])  # what is higher hides what is lower
-    places, seen, colours_shown = _above(frame)[order], known[order], visible(colours)
-    with _figure(path, 1, len(panels), (6.25 * len(panels), 5.8), f"{title}, {EXTENT}") as axes:
+    places, seen, colours_shown = above(frame)[order], known[order], visible(colours)
+    with drawing(path, 1, len(panels), (6.25 * len(panels), 5.8), f"{title}, {EXTENT}") as axes:
         for axis, (name, ids) in zip(axes[0], panels.items(), strict=True):
-            _ground(axis, name)
-            _scatter(axis, places[~seen], s=0.6, c="#3a3f46")
-            _scatter(axis, places[seen], s=3, c=colours_shown[ids[order][seen]])
-        _class_legend(axes[0, 0].figure, panels, known, classes, colours)
+            ground(axis, name)
+            scatter(axis, places[~seen], s=0.6, c="#3a3f46")
+            scatter(axis, places[seen], s=3, c=colours_shown[ids[order][seen]])
+        class_legend(axes[0, 0].figure, _occurring(panels, known), classes, colours)
 
 
 def camera_classes(
@@ -287,12 +293,12 @@ def camera_classes(
     height = 7 * view.image.shape[0] / view.image.shape[1] + 0.35
     seen = np.zeros_like(known)
     seen[pairs.point] = True
-    with _figure(path, len(panels), 1, (9, height * len(panels) + 0.3), title) as axes:
+    with drawing(path, len(panels), 1, (9, height * len(panels) + 0.3), title) as axes:
         for axis, (name, ids) in zip(axes[:, 0], panels.items(), strict=True):
-            _image(axis, _grey(view.image, 0.35), f"{view.name}: {name}")
+            show(axis, grey(view.image, 0.35), f"{view.name}: {name}")
             colour = visible(colours)[ids[pairs.point]]
-            _scatter(axis, np.stack((pairs.column, pairs.row), 1), c=colour, s=_dot(len(pairs)))
-        _class_legend(axes[0, 0].figure, panels, seen, classes, colours)
+            scatter(axis, np.stack((pairs.column, pairs.row), 1), c=colour, s=_dot(len(pairs)))
+        class_legend(axes[0, 0].figure, _occurring(panels, seen), classes, colours)
 
 
 def class_probabilities(
@@ -312,16 +318,16 @@ def class_probabilities(
     shape = frame.cameras[0].image.shape if frame.cameras else (0, 1)
     wide = 9 if shape[1] < 2 * shape[0] else 12
     options = {"width_ratios": (5, wide)} if frame.cameras else {}
-    with _figure(
+    with drawing(
         path, 1, 1 + len(frame.cameras), (5 + wide * len(frame.cameras), 5.6), f"{title}, {EXTENT}", **options
     ) as axes:
-        _ground(axes[0, 0], "from above")
-        _scatter(axes[0, 0], _above(frame)[order], c=colour[order], s=2.5)
+        ground(axes[0, 0], "from above")
+        scatter(axes[0, 0], above(frame)[order], c=colour[order], s=2.5)
         for axis, view in zip(axes[0, 1:], frame.cameras, strict=True):
-            _image(axis, _grey(view.image, 0.4), view.name)
+            show(axis, grey(view.image, 0.4), view.name)
             pairs = frame.pairs.select(np.argsort(most[frame.pairs.point], kind="stable"))
             places = np.stack((pairs.column, pairs.row), 1)
-            _scatter(axis, places, c=colour[pairs.point], s=1.5 * _dot(len(pairs)))
+            scatter(axis, places, c=colour[pairs.point], s=1.5 * _dot(len(pairs)))
         handles = [Patch(color=c, label=name) for c, name in zip(MIXED, classes, strict=False)]
         axes[0, 0].figure.legend(handles=handles, loc="outside lower center", frameon=False, ncols=len(classes))
 
@@ -334,7 +340,7 @@ def sweep(lines: dict[str, dict[float, Scores]], path: Path) -> None:
             "published" is dashed.
         path: PNG to write.
     """
-    with _figure(path, 1, 1, (8.5, 4.2)) as axes:
+    with drawing(path, 1, 1, (8.5, 4.2)) as axes:
         axis = axes[0, 0]
         for name, line in lines.items():
             theirs = name.startswith("published")
@@ -364,7 +370,7 @@ def bar_chart(columns: dict[str, Scores], path: Path) -> None:
     names = [*(name for name in first.figures if name != first.primary), first.primary]
     places = np.append(np.arange(len(names) - 1), len(names) - 0.5)
     width = 0.8 / len(columns)
-    with _figure(path, 1, 1, (10, 4)) as axes:
+    with drawing(path, 1, 1, (10, 4)) as axes:
         axis = axes[0, 0]
         for i, (label, scores) in enumerate(columns.items()):
             values, spread = ([part.get(name, np.nan) for name in names] for part in (scores.figures, scores.spread))

@@ -15,7 +15,7 @@ from slidr.config import Area, Count, Positive, Share, cells_of
 from slidr.networks.student import Student, of_points
 
 REGRESSION = 8  # numbers a cell: offset x, y in cells; z in m; log of length, width, height in m; sine, cosine of yaw
-RARE = -math.log(99.0)  # the heat maps begin at a probability of 0.01, so that the many empty cells do not flood the loss
+RARE = -math.log(99.0)  # the heat maps begin at a probability of 0.01, or the many empty cells flood the loss
 
 
 class DetectorSpec(BaseModel):

@@ -1,19 +1,18 @@
 """Few-shot segmentation: fine-tune the whole network on a small share of the labels (paper, section 4.3)."""
 
 from functools import partial
-from pathlib import Path
 
 from data.datasets import find_dataset
 from data.files import InputError
-from data.subsets import choose_subset, write_subset
 from slidr.config import Fewshot
-from slidr.networks.model_file import TaskRecord, read_model
-from slidr.repeats import first_run, point_name, repeat, search, seed_name, sweep
-from slidr.tasks.published import Published
+from slidr.networks.model_file import TaskRecord
+from slidr.repeats import first_run, repeat, search, seed_name
 from slidr.tasks.results import published_rows
-from slidr.tasks.scores import Outcome, Scores
-from slidr.tasks.segmentation import FineTuning, Segmentation, open_labelled, train
-from slidr.tasks.start import RANDOM, choose_weights, network_name, shape_of, starting_student
+from slidr.tasks.scores import Outcome
+from slidr.tasks.segmentation import FineTuning, Segmentation, open_labelled, segmentation_loader
+from slidr.tasks.shares import one_weights, record_share, share_of, sweep_shares
+from slidr.tasks.start import RANDOM, choose_weights, starting_student
+from slidr.tasks.training import train
 from slidr.training import Run, prepare
 
 
@@ -39,9 +38,8 @@ def run(settings: Fewshot) -> Outcome:
     """Fine-tune by the settings; of several seeds the mean, of a search the best mean, of a sweep the folder alone."""
     device = prepare(settings)
     if settings.sweep and not settings.search:
-        return run_sweep(settings)
-    if len(settings.several_weights) > 1 and not Path(settings.weights).exists():
-        raise InputError(f"there is no file {settings.weights}, and several --weights are for --sweep: name one.")
+        return sweep_shares("fewshot", run, settings, published, open_labelled(settings, settings.val_split))
+    one_weights(settings)
     if settings.search:
         return run_search(settings)
     weights, source = choose_weights("fewshot", published(settings), first_run(settings))
@@ -50,54 +48,14 @@ def run(settings: Fewshot) -> Outcome:
     if settings.seeds > 1:
         return repeat("fewshot", run, settings, partial(published_rows, settings, reader, None))
 
-    subset = choose_subset(train_reader, settings.pct, settings.subset, settings.subset_seed)
+    subset = share_of(train_reader, settings)
     student, pretraining = starting_student(settings, len(reader.dataset.classes))
     task = Segmentation(student.to(device), reader)
     record = TaskRecord(stage="fewshot", dataset=reader.dataset.name, pct=settings.pct)
     learner = FineTuning(settings, task, record, pretraining)
     log = Run("fewshot", settings)
-    if log.first:
-        remark = f"the list {settings.subset}"
-        if settings.subset in ("scenes", "frames"):
-            which = "every n-th" if settings.subset_seed is None else f"drawn by seed {settings.subset_seed}"
-            remark = f"{settings.pct:g} % of the {settings.subset}, {which}"
-        write_subset(log.folder / "subset.txt", subset, f"{settings.dataset}, split {settings.train_split}: {remark}")
-    return train(log, settings, learner, subset, source, device)
-
-
-def run_sweep(settings: Fewshot) -> Outcome:
-    """Annotation efficiency: fine-tune on every share of `settings.sweep`, from each of the weights and from random.
-
-    The random network has the shape of the first pretrained one.
-    """
-    if settings.subset not in (None, "scenes", "frames"):
-        raise InputError("`sweep` takes shares of the scenes or frames; drop the list given as `subset`.")
-    name = settings.name or f"{settings.dataset}-sweep"
-    several = settings.several_weights
-    if len(several) < 2:
-        first = seed_name(point_name(name, "pretrained", settings.sweep[0]), settings.seed)
-        several = [choose_weights("fewshot", settings, first)[0]]
-    pretrained = [weights for weights in several if weights != RANDOM]
-    records = [read_model(Path(weights)).pretraining for weights in pretrained]
-    methods = [record.method if record else "unknown" for record in records]
-    names = [f"{m}-{network_name(w).replace('/', '-')}" for m, w in zip(methods, pretrained, strict=True)]
-    if len(set(names)) < len(names):
-        raise InputError(f"of the weights of {', '.join(names)}, two have one name: rename the folder of a run.")
-    starts = dict(zip(names if len(names) > 1 else ["pretrained"], pretrained, strict=False)) | {"random": RANDOM}
-    reader = open_labelled(settings, settings.val_split)
-    points = {}
-    for line, weights in starts.items():
-        shape = shape_of(pretrained[0] if weights == RANDOM and pretrained else weights, settings)
-        alike = settings.model_copy(update=shape | {"sweep": None, "weights": weights})
-        points[line] = {pct: published(alike.model_copy(update={"pct": pct})) for pct in settings.sweep}
-
-    def compare(scores: Scores, model: Path) -> Published | None:
-        found = published_rows(settings, reader, "sweep", scores, model)
-        return found and found.of_methods({"random", *methods})
-
-    folder = settings.output / "fewshot" / name
-    sweep("fewshot", run, points, folder, compare)
-    return Outcome(None, folder)
+    record_share(log, settings, subset)
+    return train(log, settings, learner, segmentation_loader, subset, source, device)
 
 
 def run_search(settings: Fewshot) -> Outcome:

@@ -15,7 +15,8 @@ class Task(Protocol):
     """A network on a split: what must be read of a frame, how well the network does, and what that looks like.
 
     A task holds its network and the split's reader. Where it is trained, a `slidr.training.Learner` does that and uses
-    the same network (`slidr.tasks.training`). Its settings are those of its stage, published figures stand in published.yaml.
+    the same network (`slidr.tasks.learner`). Its settings are those of its stage, published figures stand in
+    published.yaml.
     """
 
     needs: Needs

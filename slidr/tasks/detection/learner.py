@@ -1,14 +1,12 @@
 """What is trained for detection: the whole network and a new head."""
 
-import torch
-
 from data.files import InputError
 from data.frame import Batch
 from slidr.config import Detect
 from slidr.networks.model_file import DetectorPart, Pretraining, TaskRecord
 from slidr.tasks.detection.targets import REGRESSION_WEIGHT, encode, focal_loss, regression_loss
 from slidr.tasks.detection.task import Detection
-from slidr.tasks.training import TaskLearner
+from slidr.tasks.learner import TaskLearner
 from slidr.training import Step
 
 
@@ -17,9 +15,7 @@ class DetectionLearner(TaskLearner):
 
     best = ("val_mAP", "max")
 
-    def __init__(
-        self, settings: Detect, task: Detection, record: TaskRecord, pretraining: Pretraining | None = None
-    ):
+    def __init__(self, settings: Detect, task: Detection, record: TaskRecord, pretraining: Pretraining | None = None):
         super().__init__(settings, task, record, pretraining)
         self.detector = task.detector
 

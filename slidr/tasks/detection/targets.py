@@ -99,7 +99,7 @@ def focal_loss(logits: torch.Tensor, targets: Targets) -> torch.Tensor:
 
 
 def regression_loss(maps: torch.Tensor, targets: Targets) -> torch.Tensor:
-    """Mean over the boxes of the L1 distance between their eight numbers and those of `maps [B, 8, X, Y]`; 0 of none."""
+    """L1 distance of each box's eight numbers to those of `maps [B, 8, X, Y]` in its cell: the mean, 0 of no boxes."""
     found = maps[targets.frame, :, targets.cell[:, 0], targets.cell[:, 1]]
     return (found - targets.regression).abs().sum() / max(len(found), 1)
 

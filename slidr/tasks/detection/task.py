@@ -1,14 +1,13 @@
 """Detection as a task: what it reads, how a detector is scored, and what its boxes look like."""
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from data.augment import AugmentSettings
-from data.boxes import Boxes
 from data.datasets import open_reader
 from data.datasets.dataset import Reader
 from data.files import InputError
@@ -29,7 +28,7 @@ NEEDS = Needs(boxes=True)
 
 
 class Detection:
-    """A detector on a split (the contract: `slidr.tasks.training.TrainedTask`).
+    """A detector on a split (the contract: `slidr.tasks.learner.TrainedTask`).
 
     Args:
         detector: the network, on its device; its classes are the data set's.
@@ -64,7 +63,7 @@ class Detection:
             batch = batch.to(device)
             for i, (name, found) in enumerate(zip(batch.ids, self.detect(batch), strict=True)):
                 if batch.boxes is not None:
-                    metric.add(name, found, batch.boxes.select(batch.box_frame == i).numpy())
+                    metric.add(name, found, *batch.truth(i))
                 if keep:
                     keep(name, found)
         metric.merge(distributed.objects(metric))
@@ -76,7 +75,9 @@ class Detection:
         bare = Single(self.reader, self.needs).collate([replace(frame, cameras=[], pairs=Pairs.empty())])
         (found,) = self.detect(bare.to(next(self.detector.parameters()).device))
         dataset = self.reader.dataset
-        panels = {"found": found} | ({} if frame.boxes is None else {"ground truth": Detections.true(frame.boxes)})
+        panels = {"found": (found.boxes, found.score)}
+        if frame.boxes is not None:
+            panels["ground truth"] = frame.boxes, None
         scene = frame, panels, dataset.boxes, dataset.box_colours, f"frame {frame.id}"
         names = [f"birds_eye_{name}.png"]
         box_pictures.birds_eye(*scene, folder / names[0])
@@ -118,7 +119,6 @@ def detection_loader(
     """Batches of points and boxes, without images; `augment` rotates and flips both as the settings say."""
     drawn = None
     if augment:
-        drawn = AugmentSettings(
-            crop=None, cuboid=0.0, rotation=np.radians(settings.rotation), flip_x=settings.flip_x
-        )
+        angle = math.radians(settings.rotation)
+        drawn = AugmentSettings(crop=None, cuboid=0.0, rotation=(-angle, angle), flip_x=settings.flip_x)
     return open_loader(Single(reader, NEEDS, drawn), settings, device, batch, train=train)

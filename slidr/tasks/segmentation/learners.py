@@ -7,9 +7,9 @@ import torch
 from data.frame import Batch
 from slidr.config import Fewshot, Linprobe
 from slidr.networks.model_file import Pretraining, TaskRecord, backbone_weights, head_layers
+from slidr.tasks.learner import TaskLearner
 from slidr.tasks.segmentation.losses import segmentation_loss
 from slidr.tasks.segmentation.task import Segmentation
-from slidr.tasks.training import TaskLearner
 from slidr.training import Step
 
 
