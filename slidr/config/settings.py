@@ -326,7 +326,7 @@ class Detect(FewLabels):
 
     pct: Percent = key(5.0, "per cent of the training split's labels to use")
     batch: Count = key(4, "frames a step")
-    epochs: Count = key(80, "passes over the subset")
+    epochs: Count = key(20, "passes over the subset")
     lr: Positive = key(0.001, "learning rate of the backbone")
     lr_head: Positive | None = key(None, "learning rate of the head; none = lr")
     optimizer: Literal["sgd", "adamw"] = key("adamw", "optimiser")

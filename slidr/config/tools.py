@@ -42,9 +42,9 @@ class Superpixels(WithSuperpixels):
 
 
 class Evaluate(WithRun):
-    """Report the mIoU of a saved segmentation network on a split."""
+    """Report the mIoU of a saved segmentation network, or the mAP of a detector, on a split."""
 
-    weights: str | None = key(None, "model.pt of linprobe or fewshot; none = the newest of both under --output")
+    weights: str | None = key(None, "model.pt of linprobe, fewshot or detect; none = the newest of them under --output")
     split: str = key("val", "split to evaluate on")
     subset: Path | None = key(None, "subset.txt of a run: evaluate on these frames of the split; none = all")
     submission: Path | None = key(

@@ -1,4 +1,4 @@
-"""The mIoU of a saved segmentation network on a split, and files for the benchmarks' servers."""
+"""The figures of a saved segmentation network or detector on a split, and files for the benchmarks' servers."""
 
 from pathlib import Path
 
@@ -6,8 +6,9 @@ from data.datasets import open_reader
 from data.files import InputError, printable
 from data.subsets import choose_subset
 from slidr.config import Evaluate
-from slidr.networks.model_file import load_segmenter, newest_model, read_model
+from slidr.networks.model_file import load_detector, load_segmenter, newest_model, read_model
 from slidr.report import counted
+from slidr.tasks.detection import Detection, detection_loader, with_boxes
 from slidr.tasks.results import finish
 from slidr.tasks.scores import Outcome
 from slidr.tasks.segmentation import Segmentation, segmentation_loader, with_labels
@@ -18,13 +19,16 @@ from triton_kernels import backend
 def run(settings: Evaluate) -> Outcome:
     """Evaluate by the settings; no scores where the split has no labels."""
     device = prepare(settings)
-    path = Path(settings.weights) if settings.weights else newest_model(settings.output, "linprobe", "fewshot")
+    path = (
+        Path(settings.weights) if settings.weights else newest_model(settings.output, "linprobe", "fewshot", "detect")
+    )
     if path is None:
         raise InputError(
             f"there is no probe or fine-tuning under {settings.output}: run `python run.py linprobe` first."
         )
     model = read_model(path)
-    student = load_segmenter(model, path).to(device)
+    detects = model.detector is not None
+    network = (load_detector if detects else load_segmenter)(model, path).to(device)
     if settings.subset and settings.submission:
         raise InputError("`submission` needs the whole split; drop `subset`.")
     if settings.submission and distributed.world() > 1:
@@ -33,36 +37,39 @@ def run(settings: Evaluate) -> Outcome:
     with distributed.first_goes_first():
         reader = open_reader(settings.dataset, settings.root, settings.split, settings.read_options())
     dataset = reader.dataset
+    what, known, classes, writer = "labels", model.classes, dataset.classes, dataset.submission
+    if detects:
+        what, known, classes, writer = "boxes", model.detector.classes, dataset.boxes, dataset.detection_submission
     if settings.subset:
         reader = choose_subset(reader, 100, str(settings.subset))
-    labelled = with_labels(reader)
+    labelled = (with_boxes if detects else with_labels)(reader)
     if settings.submission is None:
         reader = labelled
     if not len(reader):
         raise InputError(
-            f"the split `{settings.split}` of {settings.dataset} has no labels; choose another split, or pass "
+            f"the split `{settings.split}` of {settings.dataset} has no {what}; choose another split, or pass "
             "--submission FOLDER to write files for the benchmark's server."
         )
-    if model.classes != dataset.classes:
+    if known != classes:
         raise InputError(
-            f"{path} knows {len(model.classes)} classes ({printable(', '.join(model.classes), 80)}); "
-            f"{settings.dataset} has {len(dataset.classes)} ({printable(', '.join(dataset.classes), 80)}): choose "
-            "other --weights."
+            f"{path} knows {len(known)} classes ({printable(', '.join(known), 80)}); "
+            f"{settings.dataset} has {len(classes)} ({printable(', '.join(classes), 80)}): choose other --weights."
         )
-    if settings.submission and dataset.submission is None:
+    if settings.submission and writer is None:
         raise InputError(f"{settings.dataset} has no benchmark server, hence no files for it; drop --submission.")
-    submission = dataset.submission(settings.submission, reader, settings.split) if settings.submission else None
+    submission = writer(settings.submission, reader, settings.split) if settings.submission else None
 
+    task = (Detection if detects else Segmentation)(network, reader)
     log = Run("evaluate", settings)
     log.start(
         data=f"{settings.dataset}: {counted(len(reader), 'frame')} to evaluate on",
         weights=path,
-        student=student.describe(),
+        network=task.describe(),
         engine=backend.describe(device),
         arithmetic=arithmetic(settings, device),
     )
-    task = Segmentation(student, reader)
-    loader = segmentation_loader(settings, device, reader, batch=1, train=False)
+    loader_of = detection_loader if detects else segmentation_loader
+    loader = loader_of(settings, device, reader, batch=1, train=False)
     scores = task.evaluate(loader, submission.write if submission else None)
     if submission:
         print(f"submission: {submission.describe()}")

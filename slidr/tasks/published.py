@@ -52,7 +52,7 @@ def beside(ours: Scores, model: Model, stage: str, dataset: str, split: str, fra
         ]
         tables = [t for t in there if t["stage"] == stage and (stage == "sweep" or t["pct"] == pct)]
         if stage == "sweep":  # of what has no curve the shares that there are
-            tables += [t for t in there if t["stage"] == "fewshot"]
+            tables += [t for t in there if t["stage"] in ("fewshot", "detect")]
         elif not tables and stage == "fewshot":
             tables = [t for t in there if t["stage"] == "sweep" and t["pct"] == pct]
         for table in tables:
@@ -61,9 +61,9 @@ def beside(ours: Scores, model: Model, stage: str, dataset: str, split: str, fra
         if tables:
             share = "" if stage == "sweep" else f", {pct:g} % of {dataset}'s labels"
             sentences.append(f"Published: {source['cite']}{share}. {_differences(source, model, dataset, frames)}")
-            sentences += [source["note"]] if stage != "sweep" else []
-            tuned = source["rates"]
-            if stage != "linprobe" and model.pretraining and model.pretraining.method != tuned["of"]:
+            sentences += [source["note"]] if stage != "sweep" or "network" not in source else []
+            tuned = source.get("rates")
+            if tuned and stage != "linprobe" and model.pretraining and model.pretraining.method != tuned["of"]:
                 sentences.append(tuned["note"])
     return Published(curves, " ".join(sentences)) if curves else None
 
@@ -91,12 +91,12 @@ def _scores(table: dict, ours: Scores) -> dict[str, Scores]:
 
 def _differences(source: dict, model: Model, dataset: str, frames: int) -> str:
     """Network, frames scored and pretraining, where they are not the same."""
-    spec, theirs = model.spec, StudentSpec(**source["network"])
+    spec, theirs = model.spec, source.get("network") and StudentSpec(**source["network"])
     pretrained, ours = model.pretraining, "with no record of a pretraining"
     if pretrained:
         ours = f"pretrained with {pretrained.method} on {pretrained.dataset}"
-    pairs = [
-        (_describe(spec), _describe(theirs), spec == theirs),
+    pairs = [(_describe(spec), _describe(theirs), spec == theirs)] if theirs else []
+    pairs += [
         (
             f"scored on {counted(frames, 'frame')}",
             f"on {source['frames'][dataset]:,}",

@@ -24,7 +24,9 @@ from slidr.methods import METHODS, settings_of
 from slidr.teachers import TEACHERS
 
 ROOT = Path(run.__file__).parent
-STAGES = {"pretrain": None, "linprobe": config.Linprobe, "fewshot": config.Fewshot, "knn": config.Knn}
+STAGES = {"pretrain": None} | {
+    kind.__name__.lower(): kind for kind in (config.Linprobe, config.Fewshot, config.Detect, config.Knn)
+}
 SHIPPED = [(folder, name) for folder in STAGES for name in config.shipped(folder)]
 CLASSES = [*(settings_of(m) for m in METHODS), *(kind for kind, _ in run.STAGES.values() if kind)]
 
@@ -583,7 +585,7 @@ def test_the_published_fine_tuning(dataset, batch):
 
 
 @pytest.mark.parametrize(
-    ("stage", "name"), [("pretrain", "slidr"), ("pretrain", "ppkt"), ("linprobe", ""), ("fewshot", "")]
+    ("stage", "name"), [("pretrain", "slidr"), ("pretrain", "ppkt"), ("linprobe", ""), ("fewshot", ""), ("detect", "")]
 )
 def test_the_defaults_are_the_published_values_on_nuscenes(stage, name):
     settings = load(stage, f"{name}_nuscenes" if name else "nuscenes")
