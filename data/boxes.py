@@ -55,6 +55,21 @@ class Boxes:
         return Boxes(*(np.concatenate([getattr(p, f.name) for p in parts]) for f in fields(Boxes)))
 
 
+@dataclass
+class Detections:
+    """What is found in one frame."""
+
+    boxes: Boxes  # K of them, as arrays
+    score: np.ndarray  # [K] float32, more is surer
+
+    def __len__(self) -> int:
+        return len(self.score)
+
+    def select(self, rows) -> "Detections":
+        """The detections at `rows` (a mask or indices)."""
+        return Detections(self.boxes.select(rows), self.score[rows])
+
+
 # Of the corners of a box, in units of its size: the bottom counterclockwise from front left, then the top likewise
 _CORNERS = np.array([(x, y, z) for z in (-0.5, 0.5) for x, y in ((0.5, 0.5), (-0.5, 0.5), (-0.5, -0.5), (0.5, -0.5))])
 
