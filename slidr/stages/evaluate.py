@@ -72,5 +72,5 @@ def run(settings: Evaluate) -> Outcome:
     loader = loader_of(settings, device, reader, batch=1, train=False)
     scores = task.evaluate(loader, submission.write if submission else None)
     if submission:
-        print(f"submission: {submission.describe()}")
+        print(f"submission: {submission.finish() if detects else submission.describe()}")
     return finish(log, settings, task, reader, scores if len(labelled) else None, str(path), path)

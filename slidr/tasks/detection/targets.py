@@ -5,9 +5,8 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from data.boxes import Boxes
+from data.boxes import Boxes, Detections
 from slidr.networks.detector import REGRESSION, DetectorSpec
-from slidr.tasks.detection.metrics import Detections
 
 MIN_OVERLAP = 0.1  # of a box that is moved by the radius of its Gaussian with itself
 MIN_RADIUS, MAX_RADIUS = 2, 64  # cells; the second keeps a mistaken annotation of a kilometre from filling the memory

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from data.augment import AugmentSettings
+from data.boxes import Detections
 from data.datasets import open_reader
 from data.datasets.dataset import Reader
 from data.files import InputError
@@ -18,7 +19,7 @@ from data.samples.single import Single
 from data.subsets import select
 from slidr import box_pictures, config
 from slidr.networks.detector import Detector
-from slidr.tasks.detection.metrics import Detections, metric_of
+from slidr.tasks.detection.metrics import metric_of
 from slidr.tasks.detection.targets import decode
 from slidr.tasks.scores import Scores
 from slidr.tasks.task import read_with_image
@@ -58,7 +59,7 @@ class Detection:
             keep: called with each frame's id and what is found in it.
         """
         device = next(self.detector.parameters()).device
-        metric = metric_of(self.reader.dataset)
+        metric = metric_of(self.reader)
         for batch in Progress(loader, desc="scoring", leave=False, delay=10, disable=distributed.rank() > 0):
             batch = batch.to(device)
             for i, (name, found) in enumerate(zip(batch.ids, self.detect(batch), strict=True)):
