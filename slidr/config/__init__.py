@@ -10,6 +10,7 @@ from slidr.config.help import describe, help_text
 from slidr.config.keys import (
     Architecture,
     Area,
+    Channels,
     Count,
     Grid,
     Index,

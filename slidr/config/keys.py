@@ -8,6 +8,7 @@ from pydantic import AfterValidator, BeforeValidator, Field
 
 # Above these limits numbers overflow what they are stored in, or ask for more than any machine has
 Count = Annotated[int, Field(ge=1, le=10**9)]
+Channels = Annotated[int, Field(ge=1, le=4096)]
 Index = Annotated[int, Field(ge=0, lt=2**63)]
 Processes = Annotated[int, Field(ge=0, le=1024)]
 Positive = Annotated[float, Field(gt=0, le=1e38)]

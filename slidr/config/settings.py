@@ -14,6 +14,7 @@ from data.superpixels import SuperpixelSettings
 from slidr.config.keys import (
     Architecture,
     Area,
+    Channels,
     Count,
     Degrees,
     Device,
@@ -342,7 +343,7 @@ class Detect(FewLabels):
         (-51.2, -51.2, 51.2, 51.2), "where objects are looked for: x, y in m of two opposite corners, lidar frame"
     )
     cell: Positive = key(0.4, "edge of a cell of the bird's-eye grid in m")
-    bev_channels: Count = key(64, "channels of the bird's-eye grid")
+    bev_channels: Channels = key(64, "channels of the bird's-eye grid")
     min_points: Index = key(1, "boxes with fewer lidar points are not trained on")
     min_score: Share = key(0.1, "boxes with a lower score are left out")
     most_boxes: Count = key(300, "most boxes of a frame, the best by their score")

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, model_validator
 from torch import nn
 
 from data.frame import Batch
-from slidr.config import Area, Count, Positive, Share, cells_of
+from slidr.config import Area, Channels, Count, Positive, Share, cells_of
 from slidr.networks.student import Student, of_points
 
 REGRESSION = 8  # numbers a cell: offset x, y in cells; z in m; log of length, width, height in m; sine, cosine of yaw
@@ -25,7 +25,7 @@ class DetectorSpec(BaseModel):
 
     area: Area
     cell: Positive
-    bev_channels: Count
+    bev_channels: Channels
     min_score: Share
     most_boxes: Count
 

@@ -19,9 +19,8 @@ from triton_kernels import backend
 def run(settings: Evaluate) -> Outcome:
     """Evaluate by the settings; no scores where the split has no labels."""
     device = prepare(settings)
-    path = (
-        Path(settings.weights) if settings.weights else newest_model(settings.output, "linprobe", "fewshot", "detect")
-    )
+    trained = "linprobe", "fewshot", "detect"
+    path = Path(settings.weights) if settings.weights else newest_model(settings.output, *trained)
     if path is None:
         raise InputError(
             f"there is no probe or fine-tuning under {settings.output}: run `python run.py linprobe` first."
