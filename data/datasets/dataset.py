@@ -164,7 +164,8 @@ class DataSet:
     @cached_property
     def box_colours(self) -> np.ndarray:
         """`[len(boxes), 3]` uint8 RGB: those of the same classes of points."""
-        return self.colours[[self.classes.index(name) for name in self.boxes]]
+        rows = [self.classes.index(name) for name in self.boxes]
+        return self.colours[np.array(rows, np.int64)]
 
     @cached_property
     def _learning_map(self) -> np.ndarray:

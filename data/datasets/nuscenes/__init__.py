@@ -1,7 +1,6 @@
 """nuScenes in its official folder layout, read without the devkit: LIDAR_TOP keyframes, cameras, lidarseg."""
 
 import functools
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,10 +8,11 @@ from pathlib import Path
 import numpy as np
 
 from data.boxes import Boxes, count_points
-from data.datasets.dataset import OFFICIAL, DataSet, Reader, ReadOptions, require_whole_split
+from data.datasets.dataset import OFFICIAL, DataSet, ReadOptions
 from data.datasets.layout import cameras_of, choose_cameras, read_points, splits_there
 from data.datasets.nuscenes.index import CAMERAS, LIDAR, Index, cached_index, table
-from data.files import InputError, atomic_write, inside, read_array, require_folder, still_there, write_text
+from data.datasets.nuscenes.submission import NuScenesDetectionSubmission, NuScenesSubmission
+from data.files import InputError, inside, read_array, require_folder, still_there
 from data.frame import Frame, Needs, Pairs, read_view
 from data.projection import Rigid, project
 
@@ -73,6 +73,7 @@ class NuScenes:
         self.scenes: list[str] = self._index["scene"].tolist()
         self.labelled = (self._index["labels"] != b"").tolist()
         self.ids = [token.decode() for token in self._index["token"][:, 0]]
+        self.samples: list[str] = self._index["sample"].tolist()  # the keyframes' own tokens
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -232,32 +233,6 @@ def _splits(folder: Path, split: str, official: Mapping[str, tuple[str, ...]]) -
     return {name: scenes for name, scenes in splits.items() if scenes}
 
 
-class NuScenesSubmission:
-    """A folder of predictions as the server of nuScenes-lidarseg takes them, to be zipped and handed in.
-
-    One class (1 to 16) a point as uint8 in `lidarseg/<split>/<lidar token>_lidarseg.bin`, and
-    `<split>/submission.json`. See `data.datasets.dataset.Submission`.
-    """
-
-    # What the network sees at inference: a lidar scan; the images of pretraining are no input
-    _META = dict.fromkeys(("use_camera", "use_radar", "use_map", "use_external"), False) | {"use_lidar": True}
-
-    def __init__(self, folder: Path, reader: Reader, split: str):
-        require_whole_split(folder, reader, split)
-        self._folder, self._split, self._written = folder, split, 0
-        write_text(folder / split / "submission.json", json.dumps({"meta": self._META}, indent=1) + "\n")
-
-    def write(self, frame_id: str, train_ids: np.ndarray) -> None:
-        """Write the predicted train ids `[N]`, 1 and above, of all points of a frame."""
-        with atomic_write(self._folder / "lidarseg" / self._split / f"{frame_id}_lidarseg.bin") as temporary:
-            train_ids.astype("u1").tofile(temporary)
-        self._written += 1
-
-    def describe(self) -> str:
-        """What was written."""
-        return f"{self._written} scans in {self._folder}, to be zipped from inside that folder"
-
-
 def _scenes(ranges: str) -> tuple[str, ...]:
     """Scene names by number: `1-3 7` -> scene-0001, scene-0002, scene-0003, scene-0007."""
     names = []
@@ -350,4 +325,5 @@ RECORD = DataSet(
     intensity_offset=0.0,  # intensities are stored as 0 to 255 and used so
     categories=CATEGORIES,
     submission=NuScenesSubmission,
+    detection_submission=NuScenesDetectionSubmission,
 )

@@ -63,7 +63,8 @@ def _build_index(folder: Path) -> Index:
     categories [256] str, by the number that labels use, empty = none ([0] without lidarseg); sensors [S] str; scene [F]
     str; labels [F], empty = none; token and path [F, S], empty = the keyframe lacks this camera; mount (sensor ->
     vehicle) and ego (vehicle -> world, at the sensor's own time) [F, S, 7] float64, a quaternion (w, x, y, z) and a
-    translation in metres; intrinsics [F, S, 3, 3] float64, the identity for the lidar. Of the annotations (`_boxes`):
+    translation in metres; intrinsics [F, S, 3, 3] float64, the identity for the lidar; sample [F], the keyframe's own
+    token. Of the annotations (`_boxes`):
     box_names [C] str, boxes [A, 8], first_box and last_box [F], box_fault [F].
     """
     try:
@@ -106,6 +107,7 @@ def _build_index(folder: Path) -> Index:
             "categories": np.array(_categories(folder), str),
             "sensors": np.array(sensors, str),
             "scene": np.array([scenes[sample["scene_token"]][1] for sample in samples], str),
+            "sample": np.array([sample["token"] for sample in samples], str),
             "token": _encoded(of_each(lambda row: _plain_name(row["token"], folder), "")),
             "path": _encoded(of_each(lambda row: _inside(row["filename"], folder), "")),
             "labels": _encoded([_inside(labels.get(frame[0]["token"], ""), folder) for frame in rows]),

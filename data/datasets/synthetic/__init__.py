@@ -7,10 +7,19 @@ from pathlib import Path
 from data.datasets import nuscenes
 from data.datasets.dataset import DataSet, ReadOptions
 from data.datasets.synthetic.sensors import FILM, VERSION, FilmWorld, SyntheticWorld
-from data.datasets.synthetic.write import has_annotations, write_film, write_kitti, write_nuscenes
+from data.datasets.synthetic.write import has_annotations, write_film, write_kitti, write_kitti_object, write_nuscenes
 from data.files import read_json
 
-__all__ = ["FILM", "RECORD", "VERSION", "SyntheticWorld", "write_film", "write_kitti", "write_nuscenes"]
+__all__ = [
+    "FILM",
+    "RECORD",
+    "VERSION",
+    "SyntheticWorld",
+    "write_film",
+    "write_kitti",
+    "write_kitti_object",
+    "write_nuscenes",
+]
 
 
 def _prepare(root: Path) -> None:
@@ -40,5 +49,6 @@ RECORD = DataSet(
     how_to_get="write it with `python run.py synth`",
     categories=nuscenes.RECORD.categories,
     submission=nuscenes.NuScenesSubmission,
+    detection_submission=nuscenes.NuScenesDetectionSubmission,
     prepare=_prepare,
 )

@@ -1,4 +1,4 @@
-"""The built-in world on disk, in the official nuScenes and SemanticKITTI layouts."""
+"""The built-in world on disk, in the official layouts of nuScenes, SemanticKITTI and KITTI's object benchmark."""
 
 import json
 import multiprocessing
@@ -12,11 +12,15 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from data.boxes import Boxes, count_points, move_boxes
+from data.datasets.kitti_object import CAMERA, label_line, rectangles, to_camera
+from data.datasets.synthetic.objects import objects
 from data.datasets.synthetic.render import KITTI_LABEL, NUSCENES_LABEL
 from data.datasets.synthetic.sensors import (
     FILM,
     FILM_FRAMES,
     IMAGE_SIZE,
+    KITTI_P2,
     KITTI_SIZE,
     KITTI_TR,
     LIDAR,
@@ -39,6 +43,7 @@ from data.datasets.synthetic.sensors import (
 from data.datasets.synthetic.tables import make_tables
 from data.files import InputError, atomic_write, read_json, write_text
 from data.progress import Progress
+from data.projection import Rigid
 
 
 def _save_array(path: Path, values: np.ndarray) -> None:
@@ -113,17 +118,25 @@ def write_film(root: Path, workers: int = 0) -> None:
 
 def _write_kitti_frame(job: tuple[Path, SyntheticWorld, int, int, int]) -> None:
     folder, world, scene_index, frame, number = job
+    p2 = kitti_p2(world.image_scale)
+    points, material, image = _kitti_frame(world, scene_index, frame, p2)
+    _save_array(folder / "velodyne" / f"{number:06d}.bin", points)
+    _save_array(folder / "labels" / f"{number:06d}.label", KITTI_LABEL[material])
+    _save_image(folder / "image_2" / f"{number:06d}.png", image)
+
+
+def _kitti_frame(
+    world: SyntheticWorld, scene_index: int, frame: int, p2: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Points `[N, 4]` float32 of a velodyne, their materials, and the picture of the left colour camera."""
     scene = world.scene(scene_index)
     rng = np.random.default_rng([world.seed, scene_index, frame, 1])
     velodyne = velodyne_pose(scene, frame)
     points, intensity, _, material = scan(scene, velodyne, world.azimuths, (-24.8, 2.0), rng)
-    _save_array(folder / "velodyne" / f"{number:06d}.bin", np.column_stack((points, intensity)).astype(np.float32))
-    _save_array(folder / "labels" / f"{number:06d}.label", KITTI_LABEL[material])
-    p2 = kitti_p2(world.image_scale)
     intrinsics, shift = p2[:, :3], np.linalg.solve(p2[:, :3], p2[:, 3])
     camera = velodyne @ np.linalg.inv(as_pose(KITTI_TR[:, :3], KITTI_TR[:, 3] + shift))
     image, _ = photograph(scene, camera, intrinsics, scaled(KITTI_SIZE, world.image_scale))
-    _save_image(folder / "image_2" / f"{number:06d}.png", image)
+    return np.column_stack((points, intensity)).astype(np.float32), material, image
 
 
 def write_kitti(root: Path, world: SyntheticWorld, workers: int = 0) -> None:
@@ -164,6 +177,67 @@ def write_kitti(root: Path, world: SyntheticWorld, workers: int = 0) -> None:
         for file, text in texts.items():
             write_text(folder / file, text)
     partial.rename(root / "dataset")
+    _sign(root, world)
+
+
+# What the types of KITTI's object benchmark are in the built-in world, by the raw label of nuScenes
+_KITTI_TYPES = {17: "Car", 23: "Truck", 16: "Truck", 22: "Misc", 18: "Misc", 2: "Pedestrian", 14: "Cyclist"}
+_KITTI_TYPES[21] = "Cyclist"  # a motorcycle
+
+
+def _write_object_frame(job: tuple[Path, SyntheticWorld, int, int, int]) -> None:
+    folder, world, scene_index, frame, number = job
+    points, _, image = _kitti_frame(world, scene_index, frame, kitti_p2(world.image_scale))
+    # in the size of KITTI's, whose levels of difficulty are counted in pixels
+    image = np.asarray(Image.fromarray(image).resize(KITTI_SIZE[::-1], Image.Resampling.BILINEAR))
+    _save_array(folder / "velodyne" / f"{number:06d}.bin", points)
+    _save_image(folder / CAMERA / f"{number:06d}.png", image)
+    rows = {f"P{i}": KITTI_P2 for i in range(4)} | {"R0_rect": np.eye(3), "Tr_velo_to_cam": KITTI_TR}
+    calibration = "".join(f"{key}: {_numbers(matrix)}\n" for key, matrix in rows.items())
+    write_text(folder / "calib" / f"{number:06d}.txt", calibration)
+    velodyne = np.linalg.inv(velodyne_pose(world.scene(scene_index), frame))
+    boxes = objects(world.scene(scene_index))
+    boxes.centre = (boxes.centre + np.linalg.solve(velodyne[:3, :3], velodyne[:3, 3])).astype(np.float32)
+    boxes = count_points(points, move_boxes(boxes, velodyne[:3, :3]))
+    write_text(folder / "label_2" / f"{number:06d}.txt", _object_labels(boxes))
+
+
+def _object_labels(boxes: Boxes) -> str:
+    """The lines of label_2 of the boxes that have points and are in the image; the fewer points, the more occluded."""
+    tr = Rigid(KITTI_TR[:, :3], KITTI_TR[:, 3])
+    (location, turn), lines = to_camera(boxes, tr), ""
+    whole, cut = (rectangles(boxes, tr, KITTI_P2, size) for size in (None, KITTI_SIZE))
+    areas, seen = ((r[:, 2] - r[:, 0]) * (r[:, 3] - r[:, 1]) for r in (whole, cut))
+    for i in np.flatnonzero((boxes.points > 0) & (location[:, 2] > 1) & (seen > 0)):
+        kind = _KITTI_TYPES.get(int(boxes.label[i]))
+        occluded, alpha = int(np.sum(boxes.points[i] < (3, 10))), turn[i] - np.arctan2(location[i, 0], location[i, 2])
+        place = *cut[i], *boxes.size[i, ::-1], *location[i], turn[i]
+        lines += label_line(kind, [1 - seen[i] / areas[i], occluded, alpha, *place]) if kind else ""
+    return lines
+
+
+def write_kitti_object(root: Path, world: SyntheticWorld, workers: int = 0) -> None:
+    """Write the world under `root` in the layout of KITTI's object benchmark, with lists train, val and trainval.
+
+    Images are enlarged to KITTI's size. The frames get their final place at the very end, as in `write_kitti`. Raises
+    InputError if another world or data set is there.
+    """
+    if _already_there(root, world):
+        return
+    if (root / "training").exists():
+        raise InputError(f"{root} holds another data set; remove it or choose another --root.")
+    frames = {
+        split: [(s, f) for s in scenes for f in range(world.frames_per_scene)] for split, scenes in world.splits.items()
+    }
+    partial, both = root / ".training", frames["train"] + frames["val"]
+    shutil.rmtree(partial, ignore_errors=True)
+    jobs = [(partial, world, s, f, number) for number, (s, f) in enumerate(both)]
+    _run(_write_object_frame, jobs, workers, "built-in world (KITTI object layout)")
+    first, numbers = len(frames["train"]), [f"{i:06d}\n" for i in range(len(both))]
+    lists = {"train": numbers[:first], "val": numbers[first:], "trainval": numbers}
+    for name, part in lists.items():
+        write_text(root / "ImageSets" / f"{name}.txt", "".join(part))
+    partial.rename(root / "training")
     _sign(root, world)
 
 
