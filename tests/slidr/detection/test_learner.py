@@ -87,7 +87,9 @@ def test_what_was_learned_by_heart_is_found_and_scored():
         optimizer.step()
     kept = {}
     scores = trained.task.evaluate([data], lambda name, found: kept.update({name: found}))
-    assert scores.figures["car"] == pytest.approx(100) and scores.primary == "mAP" and trained.best == ("val_mAP", "max")
+    assert (
+        scores.figures["car"] == pytest.approx(100) and scores.primary == "mAP" and trained.best == ("val_mAP", "max")
+    )
     for i, name in enumerate(("f0", "f1")):
         found: Detections = kept[name].select(kept[name].boxes.label == 0)
         truth = Reader().frame(name, i).boxes
