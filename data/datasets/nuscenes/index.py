@@ -143,6 +143,7 @@ def _boxes(folder: Path, samples: list[str], egos: np.ndarray, mounts: np.ndarra
         names = sorted(set(kinds.values()))
         for row in table(folder, "sample_annotation", lambda row: row["num_lidar_pts"] + row["num_radar_pts"] > 0):
             rows[row["sample_token"]].append((names.index(kinds[row["instance_token"]]), row))
+        names = names if rows else []
     boxes, faults, ends = [], [], [0]
     for sample, ego, mount in zip(samples, egos, mounts, strict=True):
         lidar = Rigid.from_quaternion(ego[:4], ego[4:]).matrix() @ Rigid.from_quaternion(mount[:4], mount[4:]).matrix()
