@@ -77,13 +77,16 @@ def test_boxes_are_read_only_where_they_are_asked_for(small_world):
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"size": [1.0, 0.0, 1.0]}, "the annotation {token} has no three sizes above 0 .*download the tables again"),
-        ({"size": [1.0, -2.0, 1.0]}, "the annotation {token} has no three sizes above 0"),
-        ({"size": [1.0, 2.0]}, "the annotation {token} has no three sizes above 0"),
-        ({"rotation": [math.nan, 0, 0, 0]}, "the annotation {token} has no unit quaternion"),
-        ({"rotation": [0, 0, 0, 0]}, "the annotation {token} has no unit quaternion"),
-        ({"translation": [0, 0, math.inf]}, "the annotation {token} has no unit quaternion and translation"),
-        ({"size": "large"}, "the tables in .* do not fit together"),
+        ({"size": [1.0, 0.0, 1.0]}, "{token} is broken: it has no three sizes above 0 .*download the tables again"),
+        ({"size": [1.0, -2.0, 1.0]}, "the annotation {token} is broken: it has no three sizes above 0"),
+        ({"size": [1.0, 2.0]}, "the annotation {token} is broken: it has no three sizes above 0"),
+        ({"rotation": [math.nan, 0, 0, 0]}, "{token} has no unit quaternion"),
+        ({"rotation": [0, 0, 0, 0]}, "{token} has no unit quaternion"),
+        ({"translation": [0, 0, math.inf]}, "{token} has no unit quaternion and translation"),
+        ({"translation": [0, 1e39, 0]}, "the annotation {token} is broken: it is a kilometre away, or as large"),
+        ({"size": "large"}, "the annotation {token} is broken: .*'large'"),
+        ({"size": None}, "the annotation {token} is broken: it has no three sizes"),
+        ({"rotation": None}, "the tables in .* do not fit together"),
         ({"instance_token": "gone"}, "the tables in .* do not fit together .*gone"),
     ],
 )

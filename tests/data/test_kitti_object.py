@@ -80,9 +80,10 @@ def test_neighbours_are_ignored_and_other_types_left_out(tmp_path):
     assert [len(part) for part in read(tmp_path, gone)] == [0, 0]
 
 
-@pytest.mark.parametrize(
-    "line", ["Car 0 0", label(turn=math.nan), label(size=(0, 1, 1)), label(size=(1, -1, 1)), "Car " + "x " * 14]
-)
+WRONG = {"turn": math.nan}, {"size": (0, 1, 1)}, {"size": (1, -1, 1)}, {"place": (0, 0, 1e39)}
+
+
+@pytest.mark.parametrize("line", ["Car 0 0", "Car " + "x " * 14, *(label(**wrong) for wrong in WRONG)])
 def test_a_broken_line_is_named(tmp_path, line):
     with pytest.raises(InputError, match=r"line 2 of .*a.txt .* is no label, which has a type and 14 finite numbers"):
         read(tmp_path, label(), line)
