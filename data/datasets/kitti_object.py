@@ -15,7 +15,7 @@ from data.datasets.dataset import OFFICIAL, DataSet, Reader, ReadOptions, requir
 from data.datasets.kitti_calibration import KittiCalibration
 from data.datasets.layout import cameras_of, choose_cameras, read_points, splits_there
 from data.files import InputError, printable, read_text, require_folder, still_there, write_text
-from data.frame import Frame, Needs, Pairs, read_view
+from data.frame import FARTHEST, Frame, Needs, Pairs, read_view
 from data.images import image_size
 from data.projection import Rigid, project
 
@@ -152,10 +152,11 @@ def read_labels(file: Path, dataset: DataSet, lidar_to_camera: Rigid) -> tuple[B
             numbers = np.array(words[:14], np.float64)
         except ValueError:
             numbers = np.zeros(0)
-        if len(numbers) != 14 or not np.isfinite(numbers).all() or not (numbers[7:10] > 0).all():
+        whole = len(numbers) == 14 and np.isfinite(numbers).all() and np.abs(numbers[7:13]).max() <= FARTHEST
+        if not whole or not (numbers[7:10] > 0).all():
             raise InputError(
                 f"line {number} of {file} ({printable(line, 60)}) is no label, which has a type and 14 finite numbers, "
-                "three of them sizes above 0: restore the file from the data set."
+                "three of them sizes above 0 and no metres above 1000: restore the file from the data set."
             )
         rows[kind.lower() in _IGNORED].append((dataset.boxes.index(name), *numbers))
     return tuple(_boxes(np.array(part, np.float64).reshape(-1, 15), lidar_to_camera) for part in rows)

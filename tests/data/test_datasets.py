@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.datasets import DATASETS, find_dataset, nuscenes, open_reader, semantic_kitti, synthetic
+from data.datasets import DATASETS, find_dataset, kitti_object, nuscenes, open_reader, semantic_kitti, synthetic
 from data.datasets.dataset import DataSet, ReadOptions
 from data.datasets.semantic_kitti import SemanticKitti
 from data.files import InputError

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from data.files import InputError, atomic_write, names_inside, open_file, read_json, require_intact
+from data.files import InputError, atomic_write, names_inside, open_file, printable, read_json, require_intact
+from data.frame import FARTHEST
 from data.projection import Rigid, is_camera
 
 LIDAR = "LIDAR_TOP"
@@ -143,22 +144,16 @@ def _boxes(folder: Path, samples: list[str], egos: np.ndarray, mounts: np.ndarra
         names = sorted(set(kinds.values()))
         for row in table(folder, "sample_annotation", lambda row: row["num_lidar_pts"] + row["num_radar_pts"] > 0):
             rows[row["sample_token"]].append((names.index(kinds[row["instance_token"]]), row))
+        names = names if rows else []
     boxes, faults, ends = [], [], [0]
     for sample, ego, mount in zip(samples, egos, mounts, strict=True):
         lidar = Rigid.from_quaternion(ego[:4], ego[4:]).matrix() @ Rigid.from_quaternion(mount[:4], mount[4:]).matrix()
         inverse, fault = np.linalg.inv(lidar), ""
         for kind, row in rows[sample]:
-            size = np.array(row["size"], np.float64)
             try:
-                motion = _motion(row)
-                if size.shape != (3,) or not (np.isfinite(size) & (size > 0)).all():
-                    raise ValueError(f"{row['token']} has no three sizes above 0")
+                boxes.append((*_placed(row, inverse), kind))
             except ValueError as error:
-                fault = f"the annotation {error}"
-                continue
-            placed = inverse @ Rigid.from_quaternion(motion[:4], motion[4:]).matrix()
-            yaw = math.atan2(placed[1, 0], placed[0, 0])
-            boxes.append((*placed[:3, 3], size[1], size[0], size[2], yaw, kind))
+                fault = printable(f"the annotation {row['token']} is broken: {error}")
         faults.append(fault)
         ends.append(len(boxes))
     return {
@@ -168,6 +163,17 @@ def _boxes(folder: Path, samples: list[str], egos: np.ndarray, mounts: np.ndarra
         "last_box": np.array(ends[1:]),
         "box_fault": np.array(faults, str),
     }
+
+
+def _placed(row: dict, inverse: np.ndarray) -> tuple[float, ...]:
+    """Centre, length, width, height and yaw of an annotation, `inverse` [4, 4] of the lidar's pose leads there."""
+    size, motion = np.array(row["size"], np.float64), _motion(row)
+    if size.shape != (3,) or not (np.isfinite(size) & (size > 0)).all():
+        raise ValueError("it has no three sizes above 0")
+    placed = inverse @ Rigid.from_quaternion(motion[:4], motion[4:]).matrix()
+    if not max(np.abs(placed[:3, 3]).max(), size.max()) <= FARTHEST:
+        raise ValueError("it is a kilometre away, or as large")
+    return *placed[:3, 3], size[1], size[0], size[2], math.atan2(placed[1, 0], placed[0, 0])
 
 
 def _categories(folder: Path) -> list[str]:
