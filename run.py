@@ -29,6 +29,7 @@ STAGES = {
     "view": (config.View, "pretrain"),
     "features": (config.Features, None),
     "convert": (config.Convert, None),
+    "export": (config.Export, None),
     "env": (config.Env, None),
 }
 PRETRAIN = f"Pretrain a lidar network without labels (--method {' | '.join(METHODS)} | package.module:CLASS)."

@@ -143,6 +143,16 @@ class Convert(BaseModel):
     voxel_size: VoxelSize = key((0.1, 1.0, 0.1), "to ours: voxel edges")
 
 
+class Export(BaseModel):
+    """Write a pretrained lidar network as a backbone for another program (OpenPCDet)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    to: Literal["openpcdet"] = key("openpcdet", "program to write for")
+    output: Path = key(..., "folder to write")
+    weights: str | None = key(None, "model.pt; none = the newest pretraining under output/")
+
+
 class Env(BaseModel):
     """Print versions, devices, backends, teachers: what a bug report needs."""
 

@@ -20,10 +20,10 @@ def run(settings: Detect) -> Outcome:
     """Fine-tune by the settings; of several seeds the mean, of a sweep the folder alone."""
     device = prepare(settings)
     if settings.sweep:
-        return sweep_shares("detect", run, settings, _complete, open_with_boxes(settings, settings.val_split))
+        return sweep_shares("detect", run, settings, complete, open_with_boxes(settings, settings.val_split))
     one_weights(settings)
-    weights, source = choose_weights("detect", _complete(settings), first_run(settings))
-    settings = _complete(settings.model_copy(update={"weights": weights}))
+    weights, source = choose_weights("detect", complete(settings), first_run(settings))
+    settings = complete(settings.model_copy(update={"weights": weights}))
     train_reader, reader = (open_with_boxes(settings, split) for split in (settings.train_split, settings.val_split))
     if settings.seeds > 1:
         return repeat("detect", run, settings, partial(published_rows, settings, reader, None))
@@ -39,7 +39,7 @@ def run(settings: Detect) -> Outcome:
     return train(log, settings, learner, detection_loader, subset, source, device)
 
 
-def _complete(settings: Detect) -> Detect:
+def complete(settings: Detect) -> Detect:
     """The settings with what they leave open."""
     dataset = find_dataset(settings.dataset)
     changes = {"subset": settings.subset or dataset.few_labels, "lr_head": settings.lr_head or settings.lr}
