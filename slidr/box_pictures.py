@@ -23,7 +23,7 @@ def birds_eye(
 
     Args:
         frame: whose points are behind them.
-        panels: name -> boxes.
+        panels: name -> boxes, the best first.
         classes, colours: names and RGB uint8 `[K, 3]` by the boxes' labels.
         title: of the frame.
         path: PNG to write.
@@ -36,7 +36,8 @@ def birds_eye(
             front = bottom[:, [0, 3]].mean(1, keepdims=True)
             lines = np.concatenate((boxes.centre[:, None, :2], front, bottom, bottom[:, :1]), 1)
             places = above(frame, lines.reshape(-1, 2)).reshape(lines.shape)
-            axis.add_collection(LineCollection(places, colors=_shades(boxes, scores, colours), linewidths=1))
+            shades = _shades(boxes, scores, colours)
+            axis.add_collection(LineCollection(places[::-1], colors=shades[::-1], linewidths=1))  # the best on top
             if scores is not None:
                 for place, score in zip(places[:, 2], scores, strict=True):
                     axis.text(*place, f"{score:.2f}", color="white", fontsize=4, clip_on=True)
@@ -57,7 +58,7 @@ def camera(
             if matrix is not None:
                 lines, box = project_edges(boxes, matrix)
                 shades = _shades(boxes, scores, colours)[box]
-                axis.add_collection(LineCollection(lines, colors=shades, linewidths=1))
+                axis.add_collection(LineCollection(lines[::-1], colors=shades[::-1], linewidths=1))
         _legend(axes[0, 0].figure, panels, classes, colours)
 
 
@@ -96,7 +97,7 @@ def project_edges(boxes: Boxes, matrix: np.ndarray) -> tuple[np.ndarray, np.ndar
 
 def _shades(boxes: Boxes, scores: np.ndarray | None, colours: np.ndarray) -> np.ndarray:
     """RGBA `[K, 4]` of each box."""
-    alpha = np.ones(len(boxes)) if scores is None else 0.25 + 0.75 * scores
+    alpha = np.ones(len(boxes)) if scores is None else np.clip(scores, 0.1, 1)
     return np.concatenate((visible(colours)[boxes.label], alpha[:, None]), 1)
 
 

@@ -9,7 +9,7 @@ import torch
 from data.files import InputError
 from data.frame import Batch, Frame, collate, measured
 from slidr.config import WithImageNetwork
-from slidr.networks.model_file import Model, apply_layers, load_student, read_model
+from slidr.networks.model_file import Model, apply_layers, load_detector, load_student, read_model
 from slidr.networks.student import of_points
 from slidr.teachers import LAYERS, TEACHERS, Teacher, load_teacher
 
@@ -20,11 +20,14 @@ class Network:
     Attributes:
         model: the file's content (`slidr.networks.model_file.Model`).
         classes: class names by train id; empty unless it is a segmentation network.
+        detector: finds boxes; None unless it was trained for that.
     """
 
     def __init__(self, model: Model, path: Path, device: torch.device | str = "cpu"):
         self.model, self.classes, self.device = model, model.classes, torch.device(device)
-        self.student = load_student(model, path, None, bn_momentum=0.05).to(self.device).eval()
+        self.detector = load_detector(model, path).to(self.device).eval() if model.detector else None
+        student = self.detector.student if self.detector else load_student(model, path, None, bn_momentum=0.05)
+        self.student = student.to(self.device).eval()
 
     @torch.no_grad()
     def __call__(

@@ -10,11 +10,13 @@ import torch
 from pydantic import BaseModel, ConfigDict, model_validator
 from torch import nn
 
+from data.boxes import Boxes, Detections
 from data.frame import Batch
 from slidr.config import Area, Channels, Count, Positive, Share, cells_of
 from slidr.networks.student import Student, of_points
 
 REGRESSION = 8  # numbers a cell: offset x, y in cells; z in m; log of length, width, height in m; sine, cosine of yaw
+LONGEST = 5.0  # logarithm of 148 m: a size that an untrained network gives must stay finite
 RARE = -math.log(99.0)  # the heat maps begin at a probability of 0.01, or the many empty cells flood the loss
 
 
@@ -154,6 +156,35 @@ class BirdsEyeHead(nn.Module):
         return maps[:, : self.classes], maps[:, self.classes :]
 
 
+def decode(heat: torch.Tensor, regression: torch.Tensor, spec: DetectorSpec) -> list[Detections]:
+    """The boxes of each frame, best first: cells whose heat is the largest of the 3 x 3 around them.
+
+    At most `spec.most_boxes` of all classes, none below `spec.min_score`. The maximum over neighbours stands in for
+    non-maximum suppression.
+
+    Args:
+        heat: probabilities `[B, classes, X, Y]`.
+        regression: `[B, REGRESSION, X, Y]`.
+        spec: the grid.
+    """
+    frames, _, rows, columns = heat.shape
+    peaks = heat * (heat == nn.functional.max_pool2d(heat, 3, stride=1, padding=1))
+    flat = peaks.flatten(1)
+    score, index = flat.topk(min(spec.most_boxes, flat.shape[1]))
+    label, cell = index // (rows * columns), index % (rows * columns)
+    values = regression.flatten(2).gather(2, cell[:, None].expand(-1, REGRESSION, -1)).movedim(1, 2)  # [B, M, 8]
+    place = torch.stack((cell // columns, cell % columns), 2) + values[..., :2]
+    centre = torch.cat((place * spec.cell + place.new_tensor(spec.area[:2]), values[..., 2:3]), 2)
+    size = values[..., 3:6].clamp(-LONGEST, LONGEST).exp()
+    yaw = torch.atan2(values[..., 6], values[..., 7])
+    found = []
+    for i in range(frames):
+        kept = (score[i] >= spec.min_score) & (score[i] > 0)
+        parts = (part[i][kept].cpu().numpy() for part in (centre, size, yaw, label))
+        found.append(Detections(Boxes.of(*parts), score[i][kept].cpu().numpy()))
+    return found
+
+
 class Detector(nn.Module):
     """A student without a last layer, and the head.
 
@@ -179,3 +210,9 @@ class Detector(nn.Module):
         x, voxels = self.student.backbone(batch)
         features = of_points(x.features, voxels.inverse, 0)  # a point without a voxel is NaN, hence in no cell
         return self.head(features, batch.points, batch.batch_index, len(batch.ids))
+
+    @torch.no_grad()
+    def detect(self, batch: Batch) -> list[Detections]:
+        """What is found in each frame of a batch on this network's device, the best first; leaves it in eval mode."""
+        heat, regression = self.eval()(batch)
+        return decode(heat.float().sigmoid(), regression.float(), self.spec)

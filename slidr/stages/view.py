@@ -1,6 +1,7 @@
 """A page to turn frames around in, and to ask what a lidar network finds similar to a point."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +32,7 @@ def run(settings: View) -> Path:
     indices, what = _choose(reader, settings)
     classes = reader.dataset.classes, reader.dataset.colours
     predicted = (network.classes, _colours(network.classes, reader.dataset)) if network.classes else None
+    box_colours = _box_colours(network.detector.classes, reader.dataset) if network.detector else None
     teacher, pixels_are = inference.open_image_network(network.model, settings)
 
     maps = settings.superpixels_folder / reader.dataset.name, settings.superpixel_settings()
@@ -42,11 +44,14 @@ def run(settings: View) -> Path:
         batch = sample.collate([augment.apply(frame, augment.draw(rng, frame, resize))])  # as in validation
         features = network.features(batch).cpu().numpy().astype(np.float16)
         prediction = network.classify(batch).cpu().numpy() if network.classes else None
+        boxes = {} if frame.boxes is None else {"true": (frame.boxes, reader.dataset.box_colours)}
+        if network.detector:
+            boxes["found"] = network.detector.detect(batch.to(device))[0].boxes, box_colours
         pixels = None
         if teacher and frame.cameras:
             found = inference.image_features(network.model, teacher, batch.images.to(device))
             pixels = F.normalize(found, dim=1).movedim(1, -1).cpu().numpy()
-        shown.append(viewer.Shown(frame, reader.scenes[index], features, prediction, pixels))
+        shown.append(viewer.Shown(frame, reader.scenes[index], features, prediction, pixels, boxes))
 
     model = network.model
     origin = f", pretrained by {model.pretraining.method} on {model.pretraining.dataset}" if model.pretraining else ""
@@ -80,13 +85,14 @@ def _choose(reader: Reader, settings: View) -> tuple[list[int], str]:
 
 
 def _needs(reader: Reader, index: int) -> Needs:
-    """All cameras, their superpixels, and labels; a data set without images is no error, and it is said."""
+    """All cameras, their superpixels, labels, boxes; a data set without images is no error, and it is said."""
+    without = Needs(labels=True, boxes=bool(reader.dataset.boxes))
     try:
-        reader.read(index, Needs(cameras="all", labels=True))
-        return Needs(cameras="all", superpixels=True, labels=True)
+        reader.read(index, replace(without, cameras="all"))
+        return replace(without, cameras="all", superpixels=True)
     except InputError as error:
         print(f"no cameras: {error}")
-        return Needs(labels=True)
+        return without
 
 
 def _colours(names: tuple[str, ...], dataset: DataSet) -> np.ndarray:
@@ -95,3 +101,13 @@ def _colours(names: tuple[str, ...], dataset: DataSet) -> np.ndarray:
         if record.classes == names:
             return record.colours
     raise InputError(f"no data set here has the network's classes ({', '.join(names)}); choose other --weights.")
+
+
+def _box_colours(names: tuple[str, ...], dataset: DataSet) -> np.ndarray:
+    """Colours of a detector's classes, likewise."""
+    for record in (dataset, *map(find_dataset, DATASETS)):
+        if record.boxes == names:
+            return record.box_colours
+    raise InputError(
+        f"no data set here has boxes of the network's classes ({', '.join(names)}); choose other --weights."
+    )

@@ -9,7 +9,7 @@ import io
 import json
 import zlib
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import matplotlib
@@ -17,13 +17,16 @@ import numpy as np
 from PIL import Image
 from scipy.stats import spearmanr
 
+from data.boxes import Boxes, corners
 from data.files import atomic_write
 from data.frame import CameraView, Frame
+from slidr.box_pictures import EDGES
 from slidr.pictures import visible
 
 DIMENSIONS = 16
 PICTURE = 640  # columns of a camera's picture in the page
 QUERIES, SAMPLE = 50, 5000  # points whose similarities to others are ranked, and how many others
+LINES = np.concatenate((EDGES, [(0, 7), (3, 4)]))  # of a box: its edges, and a cross on its front
 _MARK = "<!-- data -->"
 
 
@@ -37,6 +40,8 @@ class Shown:
         features: `[N, C]` unit vectors (float16 suffices) of its points.
         prediction: `[N]` train ids, of a segmentation network.
         pixels: `[cameras, h, w, C]` unit vectors in the points' feature space.
+        boxes: "true" and "found" -> boxes, and RGB uint8 `[K, 3]` by their labels; where both are there, the true ones
+            are white.
     """
 
     frame: Frame
@@ -44,6 +49,7 @@ class Shown:
     features: np.ndarray
     prediction: np.ndarray | None = None
     pixels: np.ndarray | None = None
+    boxes: dict[str, tuple[Boxes, np.ndarray]] = field(default_factory=dict)
 
 
 class Basis:
@@ -149,6 +155,7 @@ def write_page(
         "maps": {
             name: np.round(np.array(matplotlib.colormaps[name].colors) * 255).tolist() for name in ("viridis", "turbo")
         },
+        "boxes": [kind for kind in ("found", "true") if any(kind in s.boxes for s in shown)],
         "frames": frames,
     }
     head, tail = (Path(__file__).parent / "page.html").read_text(encoding="utf-8").split(_MARK)
@@ -188,6 +195,11 @@ def _points(s: Shown, basis: Basis, brightest: float) -> dict[str, np.ndarray]:
         arrays[f"row{i}"], arrays[f"column{i}"] = seen.row.astype(np.uint16), seen.column.astype(np.uint16)
         if view.superpixels is not None:
             colour[seen.point] = np.maximum(_superpixel_colour(view, seen.row, seen.column), 1)  # 0 = not seen
+    for kind, (boxes, shades) in s.boxes.items():
+        white = kind == "true" and "found" in s.boxes
+        shade = np.full((len(boxes), 3), 255) if white else 255 * visible(shades)[boxes.label]
+        arrays[f"{kind}Lines"] = corners(boxes)[:, LINES].astype(np.float32)
+        arrays[f"{kind}Shades"] = np.repeat(np.round(shade), 2 * len(LINES), axis=0).astype(np.uint8)
     return arrays | {"colour": colour.T}
 
 

@@ -19,6 +19,7 @@ from selenium.webdriver.common.by import By
 
 import run
 import slidr
+from data.boxes import corners
 from data.datasets import nuscenes
 from data.datasets.synthetic import SyntheticWorld, write_kitti, write_nuscenes
 from data.frame import Needs
@@ -117,6 +118,18 @@ def drawn(browser) -> tuple[int, int]:
 
 def choose(browser, mode: str) -> None:
     browser.execute_script("$('mode').value = arguments[0]; $('mode').onchange()", mode)
+
+
+def test_boxes_are_lines_that_can_be_left_out(browser, made):
+    truth = made[3].read(0, Needs(boxes=True)).boxes
+    choices, before = browser.execute_script("return [...$('boxes').options].map(o => o.value)"), drawn(browser)
+    assert choices == ["true", "none"] and len(truth)
+    ends, *place = browser.execute_script("return [boxEnds, ...current.trueLines.slice(0, 3)]")
+    assert ends == 28 * len(truth) and np.allclose(place, corners(truth)[0, 0], atol=1e-4)
+    browser.execute_script("$('boxes').value = 'none'; $('boxes').onchange()")
+    assert browser.execute_script("return boxEnds") == 0 and drawn(browser) != before
+    browser.execute_script("$('boxes').value = 'true'; $('boxes').onchange()")
+    assert drawn(browser) == before
 
 
 def click_alone(browser) -> int:

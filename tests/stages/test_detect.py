@@ -2,12 +2,15 @@
 
 import csv
 import json
+import re
 from pathlib import Path
 
 import pytest
 import torch
 
+from data.datasets import open_reader
 from data.datasets.synthetic import write_kitti_object
+from data.frame import Needs
 from tests.stages.conftest import TINY
 
 SMALL = ["--architecture=res16unet14c", "--width=0.25", "--bev_channels=8", "--cell=1.6", "--epochs=1", "--batch=2"]
@@ -38,6 +41,13 @@ def test_a_run_leaves_scores_pictures_its_frames_and_a_detector(command):
     assert "submission: " in out and any(Path("boxes").iterdir())
     other = command.refused("evaluate", "--dataset=kitti", "--root=world/kitti", "--weights", run / "model.pt")
     assert "kitti has no boxes around objects; choose another --dataset for detection" in other
+    code, out, err = command("view", "--root=world", "--weights", run / "model.pt", "--workers=0", "--segments=20")
+    assert code == 0, err
+    facts = re.search(r'id="facts">(.*)</script>', Path("output/view/synthetic/val_0.html").read_text())[1]
+    layout = {name: length for name, _, length in json.loads(facts)["frames"][0]["layout"][0]}
+    truth = open_reader("synthetic", Path("world"), "val").read(0, Needs(boxes=True)).boxes
+    assert json.loads(facts)["boxes"] == ["found", "true"] and "foundLines" in layout
+    assert layout["trueLines"] == layout["trueShades"] == len(truth) * 14 * 2 * 3  # edges, a cross; ends; numbers
     for stage in ("linprobe", "detect"):  # a detector is weights to begin with, too
         words = [w for w in DETECT[1:] if not w.startswith(("--weights", "--bev", "--cell", "--pct"))]
         code, out, err = command(stage, *words, "--weights", run / "model.pt", "--pictures=0")

@@ -1,17 +1,19 @@
-"""Boxes as maps of a bird's-eye grid, and back; the loss between them (CenterPoint, Yin et al., CVPR 2021)."""
+"""Boxes as maps of a bird's-eye grid, and the loss between maps (CenterPoint, Yin et al., CVPR 2021).
+
+The way back, from maps to boxes, is part of the network (`slidr.networks.detector.decode`).
+"""
 
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 
-from data.boxes import Boxes, Detections
-from slidr.networks.detector import REGRESSION, DetectorSpec
+from data.boxes import Boxes
+from slidr.networks.detector import DetectorSpec
 
 MIN_OVERLAP = 0.1  # of a box that is moved by the radius of its Gaussian with itself
 MIN_RADIUS, MAX_RADIUS = 2, 64  # cells; the second keeps a mistaken annotation of a kilometre from filling the memory
 REGRESSION_WEIGHT = 0.25
-LONGEST = 5.0  # logarithm of 148 m: a size that an untrained network gives must stay finite
 
 
 @dataclass
@@ -101,32 +103,3 @@ def regression_loss(maps: torch.Tensor, targets: Targets) -> torch.Tensor:
     """L1 distance of each box's eight numbers to those of `maps [B, 8, X, Y]` in its cell: the mean, 0 of no boxes."""
     found = maps[targets.frame, :, targets.cell[:, 0], targets.cell[:, 1]]
     return (found - targets.regression).abs().sum() / max(len(found), 1)
-
-
-def decode(heat: torch.Tensor, regression: torch.Tensor, spec: DetectorSpec) -> list[Detections]:
-    """The boxes of each frame, best first: cells whose heat is the largest of the 3 x 3 around them.
-
-    At most `spec.most_boxes` of all classes, none below `spec.min_score`. The maximum over neighbours stands in for
-    non-maximum suppression.
-
-    Args:
-        heat: probabilities `[B, classes, X, Y]`.
-        regression: `[B, REGRESSION, X, Y]`.
-        spec: the grid.
-    """
-    frames, _, rows, columns = heat.shape
-    peaks = heat * (heat == F.max_pool2d(heat, 3, stride=1, padding=1))
-    flat = peaks.flatten(1)
-    score, index = flat.topk(min(spec.most_boxes, flat.shape[1]))
-    label, cell = index // (rows * columns), index % (rows * columns)
-    values = regression.flatten(2).gather(2, cell[:, None].expand(-1, REGRESSION, -1)).movedim(1, 2)  # [B, M, 8]
-    place = torch.stack((cell // columns, cell % columns), 2) + values[..., :2]
-    centre = torch.cat((place * spec.cell + place.new_tensor(spec.area[:2]), values[..., 2:3]), 2)
-    size = values[..., 3:6].clamp(-LONGEST, LONGEST).exp()
-    yaw = torch.atan2(values[..., 6], values[..., 7])
-    found = []
-    for i in range(frames):
-        kept = (score[i] >= spec.min_score) & (score[i] > 0)
-        parts = (part[i][kept].cpu().numpy() for part in (centre, size, yaw, label))
-        found.append(Detections(Boxes.of(*parts), score[i][kept].cpu().numpy()))
-    return found

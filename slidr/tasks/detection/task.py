@@ -20,7 +20,6 @@ from data.subsets import select
 from slidr import box_pictures, config
 from slidr.networks.detector import Detector
 from slidr.tasks.detection.metrics import metric_of
-from slidr.tasks.detection.targets import decode
 from slidr.tasks.scores import Scores
 from slidr.tasks.task import read_with_image
 from slidr.training import distributed, open_loader
@@ -45,12 +44,6 @@ class Detection:
         """The network in a few words."""
         return self.detector.describe()
 
-    @torch.no_grad()
-    def detect(self, batch: Batch) -> list[Detections]:
-        """What is found in each frame of a batch, the best first; leaves the network in eval mode."""
-        heat, regression = self.detector.eval()(batch)
-        return decode(heat.float().sigmoid(), regression.float(), self.detector.spec)
-
     def evaluate(self, loader: Iterable[Batch], keep: Callable[[str, Detections], None] | None = None) -> Scores:
         """Average precisions by the data set's own metric (`slidr.tasks.detection.metrics`); nan without boxes.
 
@@ -62,7 +55,7 @@ class Detection:
         metric = metric_of(self.reader)
         for batch in Progress(loader, desc="scoring", leave=False, delay=10, disable=distributed.rank() > 0):
             batch = batch.to(device)
-            for i, (name, found) in enumerate(zip(batch.ids, self.detect(batch), strict=True)):
+            for i, (name, found) in enumerate(zip(batch.ids, self.detector.detect(batch), strict=True)):
                 if batch.boxes is not None:
                     metric.add(name, found, *batch.truth(i))
                 if keep:
@@ -74,7 +67,7 @@ class Detection:
         """Boxes found and true boxes of a frame, from above and in the first camera if there is one."""
         frame = read_with_image(self.reader, index, self.needs)
         bare = Single(self.reader, self.needs).collate([replace(frame, cameras=[], pairs=Pairs.empty())])
-        (found,) = self.detect(bare.to(next(self.detector.parameters()).device))
+        (found,) = self.detector.detect(bare.to(next(self.detector.parameters()).device))
         dataset = self.reader.dataset
         panels = {"found": (found.boxes, found.score)}
         if frame.boxes is not None:

@@ -7,10 +7,9 @@ import pytest
 import torch
 
 from data.boxes import Boxes
-from slidr.networks.detector import DetectorSpec
+from slidr.networks.detector import DetectorSpec, decode
 from slidr.tasks.detection.targets import (
     REGRESSION_WEIGHT,
-    decode,
     encode,
     focal_loss,
     gaussian_radius,
