@@ -15,7 +15,10 @@ def run(settings: Synth) -> None:
     layouts = {
         "nuscenes": (write_nuscenes, [] if own else ["--root", root]),
         "kitti": (write_kitti, ["--dataset", "kitti", "--root", root / "kitti"]),
-        "kitti_object": (write_kitti_object, ["--dataset", "kitti_object", "--root", root / "kitti_object"]),
+        "kitti_object": (
+            write_kitti_object,
+            ["--dataset", "kitti_object", "--root", root / "kitti_object", "--train_split=train", "--val_split=val"],
+        ),
     }
     asked = ("nuscenes", "kitti") if settings.layout == "both" else (settings.layout,)
     for layout in asked:

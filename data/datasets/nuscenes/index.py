@@ -25,7 +25,7 @@ _TEXTS = (
     *("token", "name", "filename", "channel", "sample_token", "scene_token", "sensor_token", "sample_data_token"),
     *("instance_token", "category_token"),
 )
-_FORMAT = 4  # raise it when the arrays of `_build_index` change
+_FORMAT = 5  # raise it when the arrays of `_build_index` change
 _SLOW_TABLES = 100_000_000  # bytes of JSON; above it users should be told what they are waiting for
 
 Index = dict[str, np.ndarray]  # see _build_index
