@@ -103,9 +103,12 @@ def overfit(options: argparse.Namespace) -> None:
     )  # fmt: skip
     (outcome,) = run_seeds("detect", detect.run, detect.complete(settings), settings.name)
     found = {name: value for name, value in outcome.scores.figures.items() if value == value}
-    errors = outcome.scores.details.get("errors", {})
+    by_class = outcome.scores.details["errors by class"].values()
+    rows = {name: [row[name] for row in by_class if row[name] is not None] for name in ("ATE", "ASE", "AOE")}
+    errors = {name: mean(values) for name, values in rows.items() if values}
     print(f"of the frames learned by heart: {', '.join(f'{name} {value:.1f}' for name, value in found.items())}")
-    print(f"mean errors (m, share, radians): {errors}; pictures in {outcome.folder}")
+    shown = ", ".join(f"{name} {value:.3f}" for name, value in errors.items())
+    print(f"mean errors of these classes (m, share, radians): {shown}; pictures in {outcome.folder}")
     record.write(f"{NAME}_overfit", {"epochs": options.epochs, "figures": found, "errors": errors})
 
 

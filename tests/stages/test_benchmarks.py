@@ -12,6 +12,8 @@ import pytest
 pytestmark = pytest.mark.slow
 
 RUNS = {  # name of the row -> module and words
+    "detection": "detection --root {world} --seeds 1 --passes 1 --pct 50 --steps 1",
+    "detection_overfit": "detection --overfit {world}/nuscenes --epochs 1",
     "determinism": "determinism --runs 1 --epochs 1 --threads 1",
     "downstream": "downstream --kitti {world}/kitti --nuscenes {world}/nuscenes --steps 1",
     "engine_cpu": "engine_cpu --scans {scans} --repeats 1",
