@@ -17,7 +17,7 @@ from slidr.networks.student import Student, of_points
 
 REGRESSION = 8  # numbers a cell: offset x, y in cells; z in m; log of length, width, height in m; sine, cosine of yaw
 LONGEST = 5.0  # logarithm of 148 m: a size that an untrained network gives must stay finite
-RARE = -math.log(99.0)  # the heat maps begin at a probability of 0.01, or the many empty cells flood the loss
+RARE = -math.log(99.0)  # heat begins at 0.01 everywhere (RetinaNet, section 4.1), or the empty cells flood the loss
 
 
 class DetectorSpec(BaseModel):
@@ -120,6 +120,7 @@ class BirdsEyeHead(nn.Module):
         self.coarse = nn.Sequential(_Block(width, 2 * width, 2), _Block(2 * width, 2 * width))
         self.joined = nn.Sequential(nn.Conv2d(3 * width, width, 3, 1, 1, bias=False), _norm(width), nn.ReLU())
         self.last = nn.Conv2d(width, classes + REGRESSION, 1)
+        nn.init.normal_(self.last.weight, std=0.01)
         nn.init.constant_(self.last.bias[:classes], RARE)
 
     def grid(self, features: torch.Tensor, points: torch.Tensor, frame: torch.Tensor, frames: int) -> torch.Tensor:
