@@ -355,3 +355,14 @@ def test_without_a_crop_size_images_and_their_pairs_stay():
     after = apply(before, draw(np.random.default_rng(0), before, AugmentSettings(crop=None, cuboid=0.0)))
     assert after.cameras == before.cameras
     np.testing.assert_array_equal(pixels(after.pairs), pixels(before.pairs))
+
+
+def test_where_only_the_front_is_labelled_clouds_turn_little_and_are_mirrored_sideways_alone():
+    frame = make_frame(np.random.default_rng(0), 40, 1, (22, 25), 40)
+    front = AugmentSettings(crop=None, cuboid=0.0, rotation=(-0.5, 0.5), flip_x=False)
+    drawn = [draw(np.random.default_rng(seed), frame, front) for seed in range(200)]
+    angles = [d.angle for d in drawn]
+    assert -0.5 <= min(angles) < -0.4 and 0.4 < max(angles) <= 0.5
+    assert not any(d.flip_x for d in drawn) and 70 < sum(d.flip_y for d in drawn) < 130
+    usual = [draw(np.random.default_rng(seed), frame, replace(front, flip_x=True)) for seed in range(200)]
+    assert [d.flip_y for d in usual] == [d.flip_y for d in drawn]  # what else is drawn does not depend on it

@@ -96,6 +96,7 @@ def gather(folder: Path) -> None:
     torch.testing.assert_close(k.grad / 2, all_k.grad[mine], rtol=1e-10, atol=1e-12)
     nearest = (all_k[mine] @ all_q.T).argmax(1) == torch.arange(mine.start, mine.stop)
     assert float(own_accuracy) == pytest.approx(float(nearest.float().mean()))
+    assert distributed.objects({"rank": rank}) == [{"rank": 0}, {"rank": 1}]
     (folder / f"rank{rank}").touch()
 
 
@@ -128,7 +129,7 @@ def test_gathered_rows_have_the_loss_and_the_gradients_of_one_batch(tmp_path):
 def test_alone_everything_is_as_it_is():
     rows = torch.rand(3, 2)
     assert distributed.gathered(rows)[0] is rows and distributed.total(rows) is rows
-    assert distributed.from_first("me") == "me" and distributed.share(3) == 1.0
+    assert distributed.objects("me") == ["me"] and distributed.from_first("me") == "me" and distributed.share(3) == 1.0
     with distributed.first_goes_first(), distributed.dead_processes_named():
         pass
     with pytest.raises(RuntimeError, match="gloo"), distributed.dead_processes_named():

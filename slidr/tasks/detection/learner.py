@@ -11,7 +11,10 @@ from slidr.training import Step
 
 
 class DetectionLearner(TaskLearner):
-    """CenterPoint's loss: focal loss of the heat maps + 0.25 x L1 of the numbers at the centres, all weighed alike."""
+    """CenterPoint's loss: focal loss of the heat maps + 0.25 x L1 of the numbers at the centres, all weighed alike.
+
+    Both are divided by the boxes of the batch; of several processes each divides by its own, as in the published code.
+    """
 
     best = ("val_mAP", "max")
 
