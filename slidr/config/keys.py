@@ -70,7 +70,7 @@ def _corners(area: tuple[float, float, float, float]) -> tuple[float, float, flo
 
 
 Area = Annotated[tuple[Metres, Metres, Metres, Metres], AfterValidator(_corners)]
-MOST_CELLS = 4096  # along an axis of a bird's-eye grid
+MOST_CELLS = 2048  # along an axis of a bird's-eye grid
 
 
 def cells_of(area: tuple[float, float, float, float], cell: float) -> tuple[int, int]:

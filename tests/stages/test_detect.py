@@ -100,7 +100,7 @@ def test_kittis_layout_and_what_was_published_of_it(command):
         (["--dataset=kitti", "--root=world/kitti"], "kitti has no boxes around objects; choose another --dataset"),
         (["--area=1,2,3"], "`area` cannot be '1,2,3': it takes 4 values"),
         (["--area=5,0,1,9"], "`area` cannot be '5,0,1,9': it is x and y of the near corner"),
-        (["--cell=0.001"], "more than 4096 cells of 0.001 m along an axis; raise --cell"),
+        (["--cell=0.001"], "more than 2048 cells of 0.001 m along an axis; raise --cell"),
         (["--rotation=200"], "`rotation` cannot be '200'"),
         (["--weights=a.pt,b.pt"], "several --weights are for --sweep: name one"),
         (["--sweep=5,10", "--subset=list.txt"], "drop the list given as `subset`"),
