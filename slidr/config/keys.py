@@ -9,9 +9,12 @@ from pydantic import AfterValidator, BeforeValidator, Field
 Count = Annotated[int, Field(ge=1, le=10**9)]
 Index = Annotated[int, Field(ge=0, lt=2**63)]
 Processes = Annotated[int, Field(ge=0, le=1024)]
+Pixels = Annotated[int, Field(ge=1, le=16384)]  # along an edge
+Dots = Annotated[int, Field(ge=1, le=2400)]  # an inch
 Positive = Annotated[float, Field(gt=0, le=1e38)]
 NonNegative = Annotated[float, Field(ge=0, le=1e38)]
 Width = Annotated[float, Field(gt=0, le=64)]
+Scale = Annotated[float, Field(gt=0, le=10)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Percent = Annotated[float, Field(gt=0, le=100)]
 Metres = Annotated[float, Field(allow_inf_nan=False)]

@@ -15,12 +15,14 @@ from slidr.config.keys import (
     Architecture,
     Count,
     Device,
+    Dots,
     FolderName,
     Grid,
     Index,
     Names,
     NonNegative,
     Percent,
+    Pixels,
     Positive,
     Processes,
     Range,
@@ -66,7 +68,7 @@ class WithPictures(Settings):
     format: Literal["png", "pdf", "svg"] = key(
         "png", "format of pictures; pdf, svg = that as well, beside the PNG", decides=False
     )
-    dpi: Count = key(110, "dots an inch of the PNG, and of the points in pdf and svg", decides=False)
+    dpi: Dots = key(110, "dots an inch of the PNG, and of the points in pdf and svg", decides=False)
 
 
 class WithRun(WithData, WithPictures):
@@ -197,7 +199,7 @@ class WithImageNetwork(Settings):
     teacher_weights: str | None = key(None, "of that network: none = those it was pretrained with, random, or a file")
     weights_folder: Path = key(Path("weights"), "folder of downloaded teachers", decides=False)
     dilated: bool = key(True, "as in the model's pretraining (PPKT: false; its recipe says so)")
-    crop: tuple[Count, Count] = key((224, 416), "rows and columns of the pictures that it sees")
+    crop: tuple[Pixels, Pixels] = key((224, 416), "rows and columns of the pictures that it sees")
 
 
 class WithCloudAugmentation(Settings):
@@ -212,7 +214,7 @@ class WithCloudAugmentation(Settings):
 class WithImageAugmentation(WithCloudAugmentation):
     """A method that crops and flips images along with it."""
 
-    crop: tuple[Count, Count] = key((224, 416), "rows and columns of the images that the teacher sees")
+    crop: tuple[Pixels, Pixels] = key((224, 416), "rows and columns of the images that the teacher sees")
     crop_area: Range = key((0.3, 1.0), "least and largest share of an image that a crop takes")
     crop_aspect: Range = key((14 / 9, 17 / 9), "least and largest width of a crop, divided by its height")
     image_shrink: Literal[1, 2] = key(

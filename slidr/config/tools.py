@@ -14,7 +14,9 @@ from slidr.config.keys import (
     Metres,
     Names,
     Part,
+    Pixels,
     Positive,
+    Scale,
     VoxelSize,
     Width,
     key,
@@ -30,8 +32,8 @@ class Synth(Settings):
     train_scenes: Count = key(8, "scenes to train on")
     val_scenes: Count = key(3, "held-out scenes")
     frames_per_scene: Count = key(5, "keyframes a scene, half a second apart")
-    image_scale: Positive = key(0.25, "size of the images as a share of 1600 x 900 (KITTI: 1242 x 375)")
-    azimuths: Count = key(512, "lidar columns a turn (32 beams)")
+    image_scale: Scale = key(0.25, "size of the images as a share of 1600 x 900 (KITTI: 1242 x 375)")
+    azimuths: Pixels = key(512, "lidar columns a turn (32 beams)")
 
 
 class Superpixels(WithSuperpixels):

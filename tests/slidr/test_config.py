@@ -657,6 +657,22 @@ def test_the_papers_own_cuboid_is_an_option():
         assert (asked.cuboid, asked.paper_cuboid, asked.min_pairs) == (*wanted, 1024)
 
 
+@pytest.mark.parametrize(
+    ("stage", "word", "limit"),
+    [
+        ("show", "--crop=1000000000,1000000000", "16384"),
+        ("pretrain", "--crop=224,16385", "16384"),
+        ("synth", "--azimuths=16385", "16384"),
+        ("synth", "--image_scale=1000", "10"),
+        ("linprobe", "--dpi=99999999", "2400"),
+        ("knn", "--dpi=2401", "2400"),
+    ],
+)
+def test_sizes_that_no_machine_can_draw_are_refused(capsys, stage, word, limit):
+    assert run.main([stage, word]) == 2
+    assert f"input should be less than or equal to {limit}." in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("stage", run.STAGES)
 def test_no_value_is_too_odd_for_a_sentence(stage):
     """What is typed for a key is taken, or refused by the key's name: never a traceback, never what overflows later."""
