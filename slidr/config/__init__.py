@@ -38,4 +38,4 @@ from slidr.config.settings import (
     WithTeacher,
     WithTraining,
 )
-from slidr.config.tools import Convert, Demo, Env, Evaluate, Features, Knn, Show, Superpixels, Synth, View
+from slidr.config.tools import Convert, Demo, Env, Evaluate, Features, Knn, Show, Superpixels, Synth, View, Zeroshot

@@ -19,6 +19,7 @@ from slidr.config.keys import (
     FolderName,
     Grid,
     Index,
+    LayerDecay,
     Names,
     NonNegative,
     Percent,
@@ -240,6 +241,11 @@ class WithImageAugmentation(WithCloudAugmentation):
         )
 
 
+BEST_EPOCH = (
+    "The epoch was chosen on the split that is scored, which flatters; SLidR's published figures are of the last."
+)
+
+
 class Downstream(WithTraining):
     """What linear probing and fine-tuning share."""
 
@@ -251,6 +257,9 @@ class Downstream(WithTraining):
     bn_momentum: Share = key(0.02, "batch-norm momentum of stem, strided, transposed and shortcut layers (blocks: 0.1)")
     batch: Count = key(16, "frames a step")
     augment: bool = key(True, "rotate and flip the cloud")
+    keep: Literal["last", "best"] = key(
+        "last", "epoch that is scored: the last (published), or the best of those validated on the split that is scored"
+    )
     pictures: Index = key(2, "validation frames to draw at the end", decides=False)
     compare: bool = key(
         True, "show the published figures of the same setting, where there are any, beside ours", decides=False
@@ -262,10 +271,18 @@ class Downstream(WithTraining):
         """The split that scores are of."""
         return self.val_split
 
+    @property
+    def remark(self) -> str:
+        """What must be said of the scores."""
+        return BEST_EPOCH if self.keep == "best" else ""
+
 
 class Linprobe(Downstream):
     """Freeze a lidar network, train one linear layer on its features, report mIoU (paper, section 4.2)."""
 
+    head: Literal["linear", "mlp", "batchnorm"] = key(
+        "linear", "linear (published); mlp = two layers, as wide as the features; batchnorm = batch norm, then linear"
+    )
     lr: Positive = key(0.05, "learning rate")
     cache_features: bool = key(
         False, "without augmentation: compute each frame's frozen features once, keep them in memory; changes no result"
@@ -295,6 +312,10 @@ class Fewshot(Downstream):
     epochs: Count | None = key(None, "passes over the subset; none = 100 on KITTI and at 1 %, else 50")
     lr: Positive | None = key(None, "learning rate of the backbone; none = 0.02 pretrained on nuScenes, else 0.05")
     lr_head: Positive | None = key(None, "learning rate of the last layer; none = 2.0 pretrained, lr from random")
+    layer_decay: LayerDecay = key(
+        1.0,
+        "factor on the backbone's rate from each of its nine parts to the one before, from the last layer backwards",
+    )
     weights: str | None = key(
         None,
         "pretrained model.pt, or random; none = the newest pretraining under --output; sweep: also several, as A,B",

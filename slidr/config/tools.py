@@ -95,6 +95,28 @@ class Knn(WithRun):
     )
 
 
+class Zeroshot(WithRun, WithImageNetwork):
+    """Classify points by example images of each class, and report mIoU (--prototypes auto: a self-test by labels)."""
+
+    weights: str | None = key(None, "model.pt pretrained with images; none = the newest pretraining under --output")
+    prototypes: str = key(
+        "auto",
+        "folder of <class>/*.jpg or .png, or .npz or .safetensors with the teacher's features [n, C] a class; auto = "
+        "pieces of training images cut by the points' labels: a self-test of the machinery",
+    )
+    split: str = key("val", "split to score")
+    train_split: str = key("train", "auto: split whose images are cut")
+    per_class: Annotated[Count, Field(ge=2)] = key(20, "auto: most examples of a class")
+    frames: Count = key(100, "auto: most frames that are cut, drawn by the seed")
+    crop: tuple[Count, Count] = key((224, 224), "rows and columns that each example is resized to")
+    pictures: Index = key(2, "frames to draw", decides=False)
+
+    @property
+    def scored(self) -> str:
+        """The split that scores are of."""
+        return self.split
+
+
 class View(WithSuperpixels, WithImageNetwork):
     """Write one HTML page to turn frames around in and to ask what is similar to a point, for any browser."""
 

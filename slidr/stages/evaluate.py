@@ -24,7 +24,8 @@ def run(settings: Evaluate) -> Outcome:
             f"there is no probe or fine-tuning under {settings.output}: run `python run.py linprobe` first."
         )
     model = read_model(path)
-    student = load_segmenter(model, path).to(device)
+    student, head = load_segmenter(model, path)
+    student = student.to(device)
     if settings.subset and settings.submission:
         raise InputError("`submission` needs the whole split; drop `subset`.")
     if settings.submission and distributed.world() > 1:
@@ -61,7 +62,7 @@ def run(settings: Evaluate) -> Outcome:
         engine=backend.describe(device),
         arithmetic=arithmetic(settings, device),
     )
-    task = Segmentation(student, reader)
+    task = Segmentation(student, reader, head)
     loader = segmentation_loader(settings, device, reader, batch=1, train=False)
     scores = task.evaluate(loader, submission.write if submission else None)
     if submission:

@@ -53,7 +53,7 @@ def run(settings: Fewshot) -> Outcome:
     subset = choose_subset(train_reader, settings.pct, settings.subset, settings.subset_seed)
     student, pretraining = starting_student(settings, len(reader.dataset.classes))
     task = Segmentation(student.to(device), reader)
-    record = TaskRecord(stage="fewshot", dataset=reader.dataset.name, pct=settings.pct)
+    record = TaskRecord(stage="fewshot", dataset=reader.dataset.name, pct=settings.pct, epoch=settings.keep)
     learner = FineTuning(settings, task, record, pretraining)
     log = Run("fewshot", settings)
     if log.first:

@@ -41,8 +41,8 @@ def choose_weights(stage: str, settings: config.Downstream, run: str | None = No
     return weights, f"{weights} ({source})"
 
 
-def starting_student(settings: config.Downstream, out_channels: int) -> tuple[Student, Pretraining | None]:
-    """The network of the settings' weights with a new last layer, and how it was pretrained, as far as known.
+def starting_student(settings: config.Downstream, out_channels: int | None) -> tuple[Student, Pretraining | None]:
+    """The network of the settings' weights with a new last layer, if any, and how it was pretrained, if known.
 
     Raises InputError if the weights cannot be used, or have another architecture or other voxels than the settings.
     """

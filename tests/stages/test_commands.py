@@ -19,7 +19,7 @@ def test_help_lists_the_stages_in_the_order_of_use(command):
     code, out, _ = command("--help")
     assert code == 0
     order = [line.split()[0] for line in out.splitlines()[2:]]
-    stages = "demo synth superpixels pretrain linprobe fewshot evaluate show knn view features convert env"
+    stages = "demo synth superpixels pretrain linprobe fewshot evaluate show knn zeroshot view features convert env"
     assert order == stages.split()
 
 
