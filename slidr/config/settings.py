@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from data.augment import AugmentSettings
 from data.datasets.dataset import ReadOptions
-from data.superpixels import SuperpixelSettings
+from data.superpixels import PUBLISHED, SuperpixelSettings
 from slidr.config.keys import (
     Architecture,
     Count,
@@ -19,6 +19,7 @@ from slidr.config.keys import (
     FolderName,
     Grid,
     Index,
+    KindOfMaps,
     LayerDecay,
     Names,
     NonNegative,
@@ -135,9 +136,16 @@ class WithSuperpixels(WithData):
     superpixels_folder: Path = key(
         Path("superpixels"), "folder of the maps: <data set>/superpixels_<kind>/<token>.png", decides=False
     )
-    superpixels: Literal["slic", "slic_torch", "felzenszwalb"] = key(
+    superpixels: KindOfMaps = key(
         "slic",
-        "kind of superpixels; slic_torch = our own SLIC: faster, other maps (benchmarks/superpixels.py says how far)",
+        "kind of superpixels: slic | slic_torch (our own SLIC: faster, other maps; benchmarks/superpixels.py says how "
+        "far) | felzenszwalb | the name of others' maps (docs/superpixels.md)",
+    )
+    superpixel_zero: Literal["superpixel", "none"] = key(
+        "superpixel", "others' maps: what the id 0 is; none = its pixels belong to no superpixel"
+    )
+    superpixel_ids: Literal["image", "frame"] = key(
+        "image", "others' maps: frame = the same id in two cameras of a frame is one superpixel, as of classes"
     )
     segments: Count = key(150, "SLIC: superpixels asked for an image")
     compactness: Positive = key(6.0, "SLIC: weight of distance against colour")
@@ -159,7 +167,17 @@ class WithSuperpixels(WithData):
             scale=self.scale,
             min_size=self.min_size,
             shrink=self.superpixel_shrink,
+            zero=self.superpixel_zero,
+            ids=self.superpixel_ids,
         )
+
+    @model_validator(mode="after")
+    def _ids_of_others_maps(self) -> "WithSuperpixels":
+        if self.superpixels in PUBLISHED and (self.superpixel_zero, self.superpixel_ids) != ("superpixel", "image"):
+            raise ValueError(
+                f"`superpixel_zero` and `superpixel_ids` are of others' maps, and `superpixels` is {self.superpixels}"
+            )
+        return self
 
 
 class MethodSettings(WithTraining):
@@ -187,7 +205,9 @@ class WithTeacher(Settings):
     """A method with a frozen image network."""
 
     teacher: str = key("resnet50_moco_v2", "frozen image network, by name; `run.py env` lists them")
-    teacher_weights: str | None = key(None, "none = the public file of that name, random, or a file")
+    teacher_weights: str | None = key(
+        None, "none = the public file of that name, random, or a file: the official one, Hugging Face's or timm's"
+    )
     weights_folder: Path = key(Path("weights"), "folder of downloaded teachers", decides=False)
     dilated: bool = key(
         True, "a ResNet teacher's strides become dilation: features at 1/4; false = they stay (ResNet-50: 1/32)"

@@ -3,8 +3,9 @@
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from data.superpixels import PUBLISHED
 from slidr.config.keys import (
     Architecture,
     Count,
@@ -37,10 +38,19 @@ class Synth(Settings):
 
 
 class Superpixels(WithSuperpixels):
-    """Compute the superpixel maps of a data set ahead of pretraining."""
+    """Compute the superpixel maps of a data set ahead of pretraining, or import those that others made."""
 
+    maps: Path | None = key(None, "folder of maps that others made: import them as those that --superpixels names")
     split: str = key("all", "split whose images to segment")
     shard: Part = key("1/1", "i/n = the i-th of n machines that share the images")
+
+    @model_validator(mode="after")
+    def _maps_of_a_name(self) -> "Superpixels":
+        if self.maps and self.superpixels in PUBLISHED:
+            raise ValueError("imported maps need a name of their own: pass --superpixels sam, say, with `maps`")
+        if not self.maps and self.superpixels not in PUBLISHED:
+            raise ValueError(f"{self.superpixels} is not computed, as {', '.join(PUBLISHED)} are: pass --maps FOLDER")
+        return self
 
 
 class Evaluate(WithRun):

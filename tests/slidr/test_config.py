@@ -520,6 +520,7 @@ def without_effect(settings: config.Settings) -> set[str]:
     if hasattr(settings, "superpixels"):
         of_felzenszwalb = {"scale", "min_size"}
         unused |= {"segments", "compactness"} if settings.superpixels == "felzenszwalb" else of_felzenszwalb
+        unused |= {"superpixel_zero", "superpixel_ids"}  # of others' maps
     return unused
 
 
@@ -650,6 +651,18 @@ def test_the_published_superpixel_settings():
     assert slic.superpixel_settings() == SuperpixelSettings("slic", 150, 6, 3)
     s = fh.superpixel_settings()
     assert (s.kind, s.scale, s.sigma, s.min_size) == ("felzenszwalb", 300, 0.35, 4000)
+
+
+def test_others_maps_have_names_and_keys_of_their_own():
+    text = "sam, 0 is none, ids shared by the cameras of a frame"
+    words = "--superpixels", "sam", "--superpixel_zero", "none", "--superpixel_ids", "frame"
+    s = load("pretrain", *words).superpixel_settings()
+    assert (s.kind, s.zero, s.ids, str(s)) == ("sam", "none", "frame", text)
+    assert "are of others' maps, and `superpixels` is slic" in refused("pretrain", *words[2:])
+    assert "imported maps need a name of their own" in refused("superpixels", "--maps", "x")
+    assert "sam is not computed, as slic, slic_torch, felzenszwalb are" in refused("superpixels", *words[:2])
+    for name in ("../sam", "a b", ".", "none", "slic_100_6_3", "slik/"):
+        assert "`superpixels` cannot be" in refused("pretrain", f"--superpixels={name}")
 
 
 def test_the_papers_own_cuboid_is_an_option():
