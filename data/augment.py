@@ -1,4 +1,4 @@
-"""Augmentations of cloud and images that keep the point-pixel pairs right (supplement, section B).
+"""Augmentations of cloud and images that keep boxes and the point-pixel pairs right (supplement, section B).
 
 Parameters are drawn in one place and applied in another, so that a run is reproducible by its seed and tests can choose
 them. The number of attempts is bounded; where all fail, the image stays whole, or no cuboid is dropped.
@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
+from data.boxes import count_points, move_boxes
 from data.frame import CameraView, Frame, Pairs
 
 DRAWS = 10  # attempts at a crop or a cuboid
@@ -80,12 +81,15 @@ def apply(frame: Frame, drawn: Augmentation) -> Frame:
     """A new frame: the cloud moved and cut, the images cut, resized (float32 in 0..1) and flipped.
 
     Its pairs are those of the points and pixels that are left, at their new rows and pixels; its pose, if there is one,
-    still takes its points to the same places in the world, its heading moves along. Without a crop size the images
-    stay as they are.
+    still takes its points to the same places in the world, its heading and boxes move along. Of a box whose points are
+    dropped the count alone changes. Without a crop size the images stay as they are.
     """
-    moved, pose = replace(frame, points=_moved(frame.points, drawn)), frame.pose
+    boxes, ignore = (b if b is None else move_boxes(b, _motion(drawn)) for b in (frame.boxes, frame.ignore))
+    moved, pose = replace(frame, points=_moved(frame.points, drawn), boxes=boxes, ignore=ignore), frame.pose
     if drawn.cuboid is not None:
         moved = moved.select(~_inside(moved.points, drawn.cuboid))
+        if boxes is not None:
+            moved.boxes = count_points(moved.points, boxes)
     if pose is not None:
         pose = pose.copy()
         pose[:3, :3] = frame.pose[:3, :3] @ _motion(drawn).T

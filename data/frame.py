@@ -8,6 +8,7 @@ from typing import Literal
 import numpy as np
 import torch
 
+from data.boxes import Boxes
 from data.files import InputError
 from data.images import image_size, read_image
 
@@ -73,6 +74,8 @@ class Frame:
     pairs: Pairs = field(default_factory=Pairs.empty)
     pose: np.ndarray | None = None  # [4, 4] float64, lidar -> world; None = not asked for
     forward: tuple[float, float] = (1.0, 0.0)  # x, y of the vehicle's heading in the lidar frame
+    boxes: Boxes | None = None  # objects to detect; None = not asked for, or the frame has no annotations
+    ignore: Boxes | None = None  # what a detection of class `label` may be of without counting; there if boxes are
 
     def select(self, mask: np.ndarray) -> "Frame":
         """The frame with the points of a `mask [N]`, in the same order, and their labels and pairs."""
@@ -105,7 +108,7 @@ class Needs:
     superpixels: maps of these images, which `data.superpixels` computes where there are none.
     pose: where the scan was taken.
     labels: train ids of the points; None in frames for which the data set has no labels.
-    boxes: objects; no reader has them yet.
+    boxes: objects to detect, and those to ignore; None in frames for which the data set has no annotations.
     shrink: images at 1 / shrink of their size (`data.images.read_image`); pairs do not change.
     """
 
@@ -131,11 +134,20 @@ class Batch:
     ids: list[str]
     image_frame: torch.Tensor | None = None  # [I] int64, the frame of each image
     measured: torch.Tensor | None = None  # [M] int64, rows of the points that are not NaN; None = of all
+    boxes: Boxes | None = None  # tensors; None = not asked for, or a frame has no annotations
+    box_frame: torch.Tensor | None = None  # [K] int64, the frame of each box
+    ignore: Boxes | None = None  # as `Frame.ignore`; there if boxes are
+    ignore_frame: torch.Tensor | None = None  # [J] int64
 
     @property
     def counts(self) -> dict[str, int]:
         """How many scans and images there are, for the log's rates."""
         return {"scans": len(self.ids), "images": 0 if self.images is None else len(self.images)}
+
+    def truth(self, frame: int) -> tuple[Boxes, Boxes]:
+        """The boxes of one frame, and those to ignore, as arrays."""
+        pairs = (self.boxes, self.box_frame), (self.ignore, self.ignore_frame)
+        return tuple(boxes.select(of == frame).numpy() for boxes, of in pairs)
 
     def to(self, device: torch.device | str) -> "Batch":
         """The same batch on `device`."""
@@ -151,8 +163,8 @@ class Batch:
 
     def _with(self, move: Callable[[torch.Tensor], torch.Tensor]) -> "Batch":
         def moved(value):
-            if isinstance(value, Pairs):
-                return Pairs(*(moved(getattr(value, f.name)) for f in fields(Pairs)))
+            if isinstance(value, (Pairs, Boxes)):
+                return type(value)(*(moved(getattr(value, f.name)) for f in fields(value)))
             return move(value) if isinstance(value, torch.Tensor) else value
 
         return replace(self, **{f.name: moved(getattr(self, f.name)) for f in fields(self)})
@@ -161,7 +173,7 @@ class Batch:
 def collate(frames: list[Frame], intensity_offset: float = 0.0, intensity_scale: float = 1.0) -> Batch:
     """Concatenate frames into one Batch; images must have one size (data.augment sees to it).
 
-    Frames may have no points, no cameras or no pairs. Labels are kept only if every frame has them.
+    Frames may have no points, no cameras or no pairs. Labels, and boxes, are kept only if every frame has them.
     Raises InputError if image sizes differ.
     """
     points = torch.from_numpy(np.concatenate([f.points for f in frames]))
@@ -185,6 +197,12 @@ def collate(frames: list[Frame], intensity_offset: float = 0.0, intensity_scale:
             for i, f in enumerate(frames)
         ]
     )
+    boxes = {}
+    if all(f.boxes is not None for f in frames):
+        for name, kind in (("box", "boxes"), ("ignore", "ignore")):
+            parts = [getattr(f, kind) or Boxes.empty() for f in frames]
+            of = torch.repeat_interleave(torch.arange(len(frames)), torch.tensor([len(part) for part in parts]))
+            boxes |= {kind: Boxes.concatenate(parts).tensors(), f"{name}_frame": of}
     return Batch(
         points=points,
         features=points[:, 3:4] * intensity_scale + intensity_offset,
@@ -196,6 +214,7 @@ def collate(frames: list[Frame], intensity_offset: float = 0.0, intensity_scale:
         pairs=Pairs(*(torch.from_numpy(np.asarray(getattr(pairs, f.name), np.int64)) for f in fields(Pairs))),
         ids=[f.id for f in frames],
         measured=(~lost).nonzero()[:, 0] if lost.any() else None,
+        **boxes,
     )
 
 

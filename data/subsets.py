@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from data.boxes import Boxes
 from data.datasets.dataset import Reader
 from data.files import InputError, read_text, write_text
 from data.frame import Frame, Needs
@@ -40,6 +41,10 @@ class Selection:
     def pose(self, index: int) -> np.ndarray:
         """Where frame `index` of the selection was taken (see `Reader.pose`)."""
         return self._reader.pose(self._rows[index])
+
+    def image_boxes(self, frame_id: str, boxes: Boxes) -> np.ndarray:
+        """Where boxes are in the image of a frame (see `BoxReader.image_boxes`)."""
+        return self._reader.image_boxes(frame_id, boxes)
 
     def image_files(self) -> list[tuple[str, Path]]:
         """(token, file) of every camera image of the whole reader."""

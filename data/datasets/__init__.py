@@ -9,6 +9,7 @@ DATASETS = {
     "synthetic": "data.datasets.synthetic:RECORD",
     "nuscenes": "data.datasets.nuscenes:RECORD",
     "kitti": "data.datasets.semantic_kitti:RECORD",
+    "kitti_object": "data.datasets.kitti_object:RECORD",
 }
 
 

@@ -11,6 +11,7 @@ from typing import Literal, Protocol
 
 import numpy as np
 
+from data.boxes import Boxes, Detections
 from data.files import InputError
 from data.frame import Frame, Needs
 
@@ -72,6 +73,14 @@ class Reader(Protocol):
         ...
 
 
+class BoxReader(Reader, Protocol):
+    """The frames of a split whose boxes are judged by how they look in an image, as KITTI's are."""
+
+    def image_boxes(self, frame_id: str, boxes: Boxes) -> np.ndarray:
+        """Left, top, right and bottom of boxes in a frame's image, cut off at its borders: `[K, 4]` float64, pixels."""
+        ...
+
+
 class Submission(Protocol):
     """Predictions in the format of a benchmark's server; made from a folder, a reader and the name of its split.
 
@@ -87,6 +96,18 @@ class Submission(Protocol):
         ...
 
 
+class DetectionSubmission(Protocol):
+    """Boxes in the format of a detection benchmark's server; made, and refused, as a `Submission` is."""
+
+    def write(self, frame_id: str, found: Detections) -> None:
+        """Write, or keep to be written, what is found in a frame."""
+        ...
+
+    def finish(self) -> str:
+        """Write what was kept, once all frames are there; says what was written, and what the server will miss."""
+        ...
+
+
 @dataclass(frozen=True)
 class DataSet:
     """Everything that other code needs to know about a data set.
@@ -99,12 +120,15 @@ class DataSet:
     root: folder where it is looked for by default.
     how_to_get: what to do if it is not there; begins with a verb.
     few_labels: whether a share of the labels is a share of the scenes or of the frames, as published.
+    boxes: names of the classes of objects to detect, all of them in the table; () = it has no boxes.
+    metric: whose metric detections are scored with.
     tuning: (split to train on, split to score) -> the two that stand in for them while learning rates are chosen, and
         share no scene with each other or the split that is scored. Others are chosen on the split that is scored.
     intensity_offset: added to the stored intensity to make the network's input feature.
     raw_bits: mask of the bits of a stored label that give the class.
     categories: names of the raw labels, for layouts whose tables say which number stands for which; () = they do not.
     submission: (folder, reader, split) -> Submission; None = there is no benchmark server.
+    detection_submission: (folder, reader, split) -> DetectionSubmission; likewise.
     prepare: called with the root before it is opened; writes the built-in world there.
 
     Readers take their record along to worker processes, so its functions must be picklable (no lambdas).
@@ -116,12 +140,15 @@ class DataSet:
     open: Callable[[Path, str, ReadOptions], Reader]
     root: Path
     how_to_get: str
+    boxes: tuple[str, ...] = ()
+    metric: Literal["nuscenes", "kitti"] = "nuscenes"
     few_labels: Literal["scenes", "frames"] = "scenes"
     tuning: Mapping[tuple[str, str], tuple[str, str]] = field(default_factory=dict)
     intensity_offset: float = 0.0
     raw_bits: int = 0xFF
     categories: tuple[str, ...] = ()
     submission: Callable[[Path, Reader, str], Submission] | None = None
+    detection_submission: Callable[[Path, Reader, str], DetectionSubmission] | None = None
     prepare: Callable[[Path], None] | None = None
 
     @cached_property
@@ -133,6 +160,12 @@ class DataSet:
     def colours(self) -> np.ndarray:
         """`[classes, 3]` uint8 RGB."""
         return np.array([row[1] for row in self.table], np.uint8)
+
+    @cached_property
+    def box_colours(self) -> np.ndarray:
+        """`[len(boxes), 3]` uint8 RGB: those of the same classes of points."""
+        rows = [self.classes.index(name) for name in self.boxes]
+        return self.colours[np.array(rows, np.int64)]
 
     @cached_property
     def _learning_map(self) -> np.ndarray:

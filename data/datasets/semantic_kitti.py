@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 
 from data.datasets.dataset import OFFICIAL, DataSet, Reader, ReadOptions, require_whole_split
+from data.datasets.kitti_calibration import KittiCalibration, matrix
 from data.datasets.layout import cameras_of, choose_cameras, read_points, splits_there
 from data.files import InputError, atomic_write, read_array, read_text, require_folder, still_there
 from data.frame import Frame, Needs, Pairs, read_view
-from data.projection import Rigid, is_camera, is_rigid, project
+from data.projection import is_rigid, project
 
 CAMERAS = {"image_0": "P0", "image_1": "P1", "image_2": "P2", "image_3": "P3"}  # folder -> its projection in calib.txt
 _LEFT = "image_2"  # the left colour camera, which is read by default
@@ -58,8 +59,7 @@ class SemanticKitti:
             )
         self.scenes, self._scans, self._suffixes = (list(column) for column in zip(*scans, strict=True))
         self.ids = [f"{sequence}_{scan}" for sequence, scan, _ in scans]
-        # of the sequences that needed it so far: key -> numbers
-        self._calibrations: dict[str, dict[str, list[str]]] = {}
+        self._calibrations: dict[str, KittiCalibration] = {}  # of the sequences that needed it so far
         self._poses: dict[str, np.ndarray] = {}  # likewise: [scans, 3, 4] camera 0 -> the first scan's camera 0
 
     @property
@@ -100,12 +100,8 @@ class SemanticKitti:
         pairs = []
         for i, which in enumerate(cameras_of(frame.id, self._cameras, needs, rng)):
             camera = self._cameras[which]
-            lidar_to_camera, projection = self._lidar_to_camera(sequence), self._calibration(sequence, CAMERAS[camera])
-            if not is_camera(projection):
-                file = self._sequences / sequence / "calib.txt"
-                raise InputError(
-                    f"`{CAMERAS[camera]}` of {file} projects no point: restore the file from the data set."
-                )
+            calibration = self._calibration(sequence)
+            lidar_to_camera, projection = calibration.lidar_to_camera(), calibration.projection(CAMERAS[camera])
             view = read_view(camera, self._token(index, camera), self._image(index, camera), needs.shrink)
             point, row, column = project(points, [lidar_to_camera], [], projection, view.size)
             frame.cameras.append(view)
@@ -125,37 +121,10 @@ class SemanticKitti:
         there = (folder / camera).exists() or not (folder / raw).is_dir()
         return self._file(index, camera if there else raw, ".png")
 
-    def _calibration(self, sequence: str, key: str) -> np.ndarray:
-        """A row of the sequence's calib.txt, [3, 4] float64."""
-        file, rows = self._sequences / sequence / "calib.txt", self._calibration_rows(sequence)
-        if key not in rows:
-            raise InputError(
-                f"{file} has no `{key}`, which images and poses need: take the calib.txt of the velodyne data or of "
-                "SemanticKITTI (the one that comes with KITTI's odometry images has no `Tr`)."
-            )
-        return _matrix(rows[key], file, f"`{key}`")
-
-    def _calibration_rows(self, sequence: str) -> dict[str, list[str]]:
-        file = self._sequences / sequence / "calib.txt"
+    def _calibration(self, sequence: str) -> KittiCalibration:
         if sequence not in self._calibrations:
-            lines = [line.split(":", 1) for line in read_text(file).splitlines() if ":" in line]
-            found = {}
-            for name, numbers in ((name.strip(), numbers.split()) for name, numbers in lines):
-                if found.setdefault(name, numbers) != numbers:
-                    raise InputError(f"{file} has `{name}` twice, with other numbers: keep the line that is right.")
-            self._calibrations[sequence] = found
+            self._calibrations[sequence] = KittiCalibration(self._sequences / sequence / "calib.txt")
         return self._calibrations[sequence]
-
-    def _lidar_to_camera(self, sequence: str) -> Rigid:
-        """Lidar -> camera 0: `Tr`, or what the calibrations of KITTI's object benchmark have in its place."""
-        file, rows = self._sequences / sequence / "calib.txt", self._calibration_rows(sequence)
-        key = "Tr_velo_to_cam" if "Tr" not in rows and "Tr_velo_to_cam" in rows else "Tr"
-        tr = self._calibration(sequence, key)
-        if key != "Tr" and "R0_rect" in rows:  # which `Tr` contains
-            tr = _matrix(rows["R0_rect"], file, "`R0_rect`", columns=3) @ tr
-        if not is_rigid(tr):
-            raise InputError(f"`{key}` of {file} is no rotation and translation: restore the file from the data set.")
-        return Rigid(tr[:, :3], tr[:, 3])
 
     def _pose(self, index: int) -> np.ndarray:
         sequence, number = self.scenes[index], int(self._scans[index])
@@ -167,7 +136,7 @@ class SemanticKitti:
                     "what your own odometry says, or choose a method that needs no poses."
                 )
             lines = [(i, line) for i, line in enumerate(read_text(file).splitlines(), 1) if line.strip()]
-            poses = np.array([_matrix(line.split(), file, f"line {i}") for i, line in lines]).reshape(-1, 3, 4)
+            poses = np.array([matrix(line.split(), file, f"line {i}") for i, line in lines]).reshape(-1, 3, 4)
             if len(bent := np.flatnonzero(~is_rigid(poses))):
                 raise InputError(
                     f"line {lines[bent[0]][0]} of {file} is no rotation and translation: restore the file from the "
@@ -179,7 +148,7 @@ class SemanticKitti:
             raise InputError(
                 f"{file} has {len(poses)} poses, none for frame {self._scans[index]}: restore the whole file."
             )
-        lidar_to_camera = self._lidar_to_camera(sequence).matrix()
+        lidar_to_camera = self._calibration(sequence).lidar_to_camera().matrix()
         return np.linalg.inv(lidar_to_camera) @ np.vstack([poses[number], [0, 0, 0, 1]]) @ lidar_to_camera
 
 
@@ -201,18 +170,6 @@ def _scans(folder: Path) -> list[tuple[str, str]]:
             "scans of this sequence, and their labels and images alike."
         )
     return scans
-
-
-def _matrix(numbers: list[str], file: Path, where: str, columns: int = 4) -> np.ndarray:
-    """Numbers as `[3, columns]` float64."""
-    try:
-        matrix = np.array(numbers, np.float64).reshape(3, columns)
-    except ValueError:
-        matrix = np.array(np.nan)
-    if not np.isfinite(matrix).all():
-        count = {3: "nine", 4: "twelve"}[columns]
-        raise InputError(f"{where} of {file} is not {count} finite numbers: restore the file from the data set.")
-    return matrix
 
 
 class KittiSubmission:

@@ -26,10 +26,12 @@ from slidr.config.settings import Settings, WithImageNetwork, WithPictures, With
 
 
 class Synth(Settings):
-    """Write the built-in world in the nuScenes and SemanticKITTI layouts."""
+    """Write the built-in world in the layouts of nuScenes, SemanticKITTI or KITTI's object benchmark."""
 
-    root: Path = key(Path("datasets/synthetic"), "folder to write (nuscenes/ and kitti/ inside)")
-    layout: Literal["nuscenes", "kitti", "both"] = key("both", "layout to write")
+    root: Path = key(Path("datasets/synthetic"), "folder to write (nuscenes/, kitti/ and kitti_object/ inside)")
+    layout: Literal["nuscenes", "kitti", "kitti_object", "both"] = key(
+        "both", "layout to write; both = nuscenes and kitti"
+    )
     train_scenes: Count = key(8, "scenes to train on")
     val_scenes: Count = key(3, "held-out scenes")
     frames_per_scene: Count = key(5, "keyframes a scene, half a second apart")

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.datasets import DATASETS, find_dataset, nuscenes, open_reader, semantic_kitti, synthetic
+from data.datasets import DATASETS, find_dataset, kitti_object, nuscenes, open_reader, semantic_kitti, synthetic
 from data.datasets.dataset import DataSet, ReadOptions
 from data.datasets.semantic_kitti import SemanticKitti
 from data.files import InputError
@@ -157,7 +157,8 @@ def test_kitti_sequences():
 # Records
 
 
-RECORDS = {record.name: record for record in (synthetic.RECORD, nuscenes.RECORD, semantic_kitti.RECORD)}
+MODULES = synthetic, nuscenes, semantic_kitti, kitti_object
+RECORDS = {module.RECORD.name: module.RECORD for module in MODULES}
 by_name = pytest.mark.parametrize("name", list(RECORDS))
 
 
@@ -173,9 +174,12 @@ def test_a_record_is_found_by_its_name_and_goes_to_other_processes(name):
 @by_name
 def test_a_record_says_how_few_labels_are_counted_and_where_its_data_is(name):
     record = RECORDS[name]
-    assert record.few_labels == ("frames" if name == "kitti" else "scenes")  # as published
+    assert record.few_labels == ("frames" if "kitti" in name else "scenes")  # as published
     assert record.root.parts[0] == "datasets" and not record.root.is_absolute()
-    assert record.how_to_get.split()[0] in ("get", "write") and record.submission is not None
+    assert record.how_to_get.split()[0] in ("get", "write")
+    assert (record.submission is not None) == (name != "kitti_object")
+    assert (record.detection_submission is not None) == bool(record.boxes) == (name != "kitti")
+    assert record.box_colours.shape == (len(record.boxes), 3)
 
 
 @by_name
@@ -275,7 +279,10 @@ def test_a_data_set_from_outside(toy):
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("toys", "there is no data set `toys`; choose one of synthetic, nuscenes, kitti, or name your own as package"),
+        (
+            "toys",
+            "there is no data set `toys`; choose one of synthetic, nuscenes, kitti, kitti_object, or name your own",
+        ),
         ("{toy}:MISSING", "the data set `.*:MISSING` cannot be imported .*MISSING"),
         ("{toy}:", "cannot be imported"),
         (":RECORD", "cannot be imported"),

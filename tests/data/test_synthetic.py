@@ -11,7 +11,7 @@ import pytest
 from data.datasets import open_reader, synthetic
 from data.datasets.nuscenes import NuScenes
 from data.datasets.semantic_kitti import SemanticKitti
-from data.datasets.synthetic import RECORD, VERSION, SyntheticWorld, write, write_kitti, write_nuscenes
+from data.datasets.synthetic import RECORD, VERSION, SyntheticWorld, sensors, write, write_kitti, write_nuscenes
 from data.datasets.synthetic.render import NUSCENES_LABEL, cast
 from data.datasets.synthetic.world import make_scene
 from data.files import InputError
@@ -118,7 +118,7 @@ def test_both_readers_read_it(root, split):
     for reader, cameras in ((nuscenes, 6), (kitti, 1)):
         frame = reader.read(0, ALL)
         assert len(frame.cameras) == cameras and len(frame.pairs) > 50
-        assert np.linalg.norm(frame.points[:, :3], axis=1).max() < write.LIDAR_RANGE + 1
+        assert np.linalg.norm(frame.points[:, :3], axis=1).max() < sensors.LIDAR_RANGE + 1
         assert len(frame.labels) == len(frame.points) and (frame.labels > 0).mean() > 0.8
         intensity = frame.points[:, 3]
         assert intensity.min() >= 0 and intensity.max() <= (255 if reader is nuscenes else 1)
@@ -130,10 +130,10 @@ def test_every_class_occurs_in_any_scene():
     for index in (0, world.train_scenes):  # the first of train, the first of val
         scene, labels = world.scene(index), set()
         for frame in range(world.frames_per_scene):
-            pose = write._ego_pose(scene, frame * write.SECONDS)
+            pose = sensors.ego_pose(scene, frame * sensors.SECONDS)
             pose[2, 3] += 1.84
             rng = np.random.default_rng(frame)
-            labels |= set(NUSCENES_LABEL[write._scan(scene, pose, world.azimuths, (-30.0, 10.0), rng)[3]])
+            labels |= set(NUSCENES_LABEL[sensors.scan(scene, pose, world.azimuths, (-30.0, 10.0), rng)[3]])
         seen |= labels
     assert len(seen) == len(RECORD.classes) - 1
 
@@ -143,13 +143,13 @@ def test_cameras_and_lidar_see_the_same_surfaces(root):
     frame = NuScenes(root / "nuscenes", "train").read(1, ALL)
     raw = np.fromfile(next((root / "nuscenes" / "lidarseg" / VERSION).glob(f"{frame.id}*")), np.uint8)
     scene, agreed = TINY.scene(0), []
-    for i, (camera, (translation, rotation, _, offset)) in enumerate(write.CAMERAS.items()):
+    for i, (camera, (translation, rotation, _, offset)) in enumerate(sensors.CAMERAS.items()):
         assert frame.cameras[i].name == camera
-        pose = write._ego_pose(scene, write.SECONDS + offset) @ write._pose(
-            write.quaternion_matrix(rotation), translation
+        pose = sensors.ego_pose(scene, sensors.SECONDS + offset) @ sensors.as_pose(
+            sensors.quaternion_matrix(rotation), translation
         )
         size = frame.cameras[i].image.shape[:2]
-        _, material = write._photograph(scene, pose, write._intrinsics(camera, TINY.image_scale), size)
+        _, material = sensors.photograph(scene, pose, sensors.camera_matrix(camera, TINY.image_scale), size)
         seen = frame.pairs.select(frame.pairs.camera == i)
         patch = [
             material[np.clip(seen.row + a, 0, size[0] - 1), np.clip(seen.column + b, 0, size[1] - 1)]

@@ -1,17 +1,18 @@
 """nuScenes in its official folder layout, read without the devkit: LIDAR_TOP keyframes, cameras, lidarseg."""
 
 import functools
-import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from data.datasets.dataset import OFFICIAL, DataSet, Reader, ReadOptions, require_whole_split
+from data.boxes import Boxes, count_points
+from data.datasets.dataset import OFFICIAL, DataSet, ReadOptions
 from data.datasets.layout import cameras_of, choose_cameras, read_points, splits_there
 from data.datasets.nuscenes.index import CAMERAS, LIDAR, Index, cached_index, table
-from data.files import InputError, atomic_write, inside, read_array, require_folder, still_there, write_text
+from data.datasets.nuscenes.submission import NuScenesDetectionSubmission, NuScenesSubmission
+from data.files import InputError, inside, read_array, require_folder, still_there
 from data.frame import Frame, Needs, Pairs, read_view
 from data.projection import Rigid, project
 
@@ -56,6 +57,7 @@ class NuScenes:
         where = ", ".join(map(str, chosen))
         self._cameras = _choose_cameras(options, [index["sensors"].tolist() for index, _ in indices], where)
         self._categories = [index["categories"].tolist() for index, _ in indices]
+        self._boxes = [(index["box_names"].tolist(), index["boxes"]) for index, _ in indices]
         parts = [_part(index | {"tables": i}, scenes, self._cameras) for i, (index, scenes) in enumerate(indices)]
         self._index = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
         if not len(self._index["scene"]):
@@ -71,6 +73,7 @@ class NuScenes:
         self.scenes: list[str] = self._index["scene"].tolist()
         self.labelled = (self._index["labels"] != b"").tolist()
         self.ids = [token.decode() for token in self._index["token"][:, 0]]
+        self.samples: list[str] = self._index["sample"].tolist()  # the keyframes' own tokens
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -83,8 +86,9 @@ class NuScenes:
     def read(self, index: int, needs: Needs, rng: np.random.Generator | None = None) -> Frame:
         """Keyframe `index` of the split (see `Reader.read`).
 
-        Labels are None where the tables name no lidarseg file. Raises InputError for a missing or broken file, or for
-        one outside the root (see `data.files.inside`), and DataGone if the folder of the scans is gone.
+        Labels are None where the tables name no lidarseg file, boxes where they have no annotations. Raises InputError
+        for a missing or broken file, or for one outside the root (see `data.files.inside`), and DataGone if the folder
+        of the scans is gone.
         """
         with still_there(self._root / self._index["path"][index, 0].decode().split("/")[0]):
             return self._read(index, needs, rng)
@@ -104,6 +108,8 @@ class NuScenes:
             if categories and self.dataset.categories:
                 raw = _renumbered(raw, categories, self.dataset.categories, file)
             frame.labels = self.dataset.to_train_ids(raw, file)
+        if needs.boxes:
+            frame.boxes, frame.ignore = self._annotations(row, points)
         if needs.pose:
             frame.pose = self.pose(index)
         mounts, egos = ([Rigid.from_quaternion(m[:4], m[4:]) for m in row[name]] for name in ("mount", "ego"))
@@ -119,6 +125,27 @@ class NuScenes:
             pairs.append(Pairs(point, np.full_like(point, i), y, x))
         frame.pairs = Pairs.concatenate(pairs)
         return frame
+
+    def _annotations(self, row: Index, points: np.ndarray) -> tuple[Boxes | None, Boxes | None]:
+        """The boxes of a keyframe, and those to ignore; None where its tables have no annotations at all."""
+        names, rows = self._boxes[row["tables"]]
+        if not names:
+            return None, None
+        if row["box_fault"]:
+            raise InputError(
+                f"{row['box_fault']} (sample_annotation.json, frame {row['token'][0].decode()}): download the tables "
+                "again, or correct that row."
+            )
+        rows, dataset = rows[row["first_box"] : row["last_box"]], self.dataset
+        detected = {dataset.categories[i]: [c] for c, _, raw in dataset.table if c in dataset.boxes for i in raw}
+
+        def of(kinds: Mapping[str, Sequence[str]]) -> Boxes:
+            """The boxes of some categories, once as each of the classes that these are given."""
+            found = [(i, c) for i, kind in enumerate(rows[:, 7]) for c in kinds.get(names[int(kind)], ())]
+            which, labels = [i for i, _ in found], [dataset.boxes.index(c) for _, c in found]
+            return Boxes.of(rows[which, :3], rows[which, 3:6], rows[which, 6], labels)
+
+        return count_points(points, of(detected)), of(_IGNORED)
 
     def _file(self, path: bytes) -> Path:
         return inside(self._root, path.decode())
@@ -163,7 +190,7 @@ def _part(index: Index, scenes: list[str], cameras: tuple[str, ...]) -> Index:
     return {"tables": tables} | {
         name: values[kept] if values.ndim == 1 else values[kept][:, sensors]
         for name, values in index.items()
-        if name not in ("tables", "sensors", "categories")
+        if name not in ("tables", "sensors", "categories", "box_names", "boxes")
     }
 
 
@@ -204,32 +231,6 @@ def _splits(folder: Path, split: str, official: Mapping[str, tuple[str, ...]]) -
         raise InputError(f"{folder / 'scene.json'} is no table of scenes with names; download it again.") from error
     splits = splits_there(split, there, {"all": there} | dict(official), folder / "splits.json")
     return {name: scenes for name, scenes in splits.items() if scenes}
-
-
-class NuScenesSubmission:
-    """A folder of predictions as the server of nuScenes-lidarseg takes them, to be zipped and handed in.
-
-    One class (1 to 16) a point as uint8 in `lidarseg/<split>/<lidar token>_lidarseg.bin`, and
-    `<split>/submission.json`. See `data.datasets.dataset.Submission`.
-    """
-
-    # What the network sees at inference: a lidar scan; the images of pretraining are no input
-    _META = dict.fromkeys(("use_camera", "use_radar", "use_map", "use_external"), False) | {"use_lidar": True}
-
-    def __init__(self, folder: Path, reader: Reader, split: str):
-        require_whole_split(folder, reader, split)
-        self._folder, self._split, self._written = folder, split, 0
-        write_text(folder / split / "submission.json", json.dumps({"meta": self._META}, indent=1) + "\n")
-
-    def write(self, frame_id: str, train_ids: np.ndarray) -> None:
-        """Write the predicted train ids `[N]`, 1 and above, of all points of a frame."""
-        with atomic_write(self._folder / "lidarseg" / self._split / f"{frame_id}_lidarseg.bin") as temporary:
-            train_ids.astype("u1").tofile(temporary)
-        self._written += 1
-
-    def describe(self) -> str:
-        """What was written."""
-        return f"{self._written} scans in {self._folder}, to be zipped from inside that folder"
 
 
 def _scenes(ranges: str) -> tuple[str, ...]:
@@ -305,9 +306,17 @@ CATEGORIES = tuple(
     ).split()
 )
 
+# The classes of the detection benchmark; they have the same categories as these classes of points
+BOXES = (
+    *("car", "truck", "bus", "trailer", "construction vehicle"),
+    *("pedestrian", "motorcycle", "bicycle", "traffic cone", "barrier"),
+)
+_IGNORED = {"static_object.bicycle_rack": ("bicycle", "motorcycle")}  # not every cycle in a rack is annotated
+
 RECORD = DataSet(
     name="nuscenes",
     table=_TABLE,
+    boxes=BOXES,
     splits=_SPLITS,
     open=NuScenes,
     root=Path("datasets/nuscenes"),
@@ -316,4 +325,5 @@ RECORD = DataSet(
     intensity_offset=0.0,  # intensities are stored as 0 to 255 and used so
     categories=CATEGORIES,
     submission=NuScenesSubmission,
+    detection_submission=NuScenesDetectionSubmission,
 )

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import re
 import sys
 from collections import defaultdict
@@ -10,14 +11,21 @@ from pathlib import Path
 
 import numpy as np
 
-from data.files import InputError, atomic_write, names_inside, open_file, read_json, require_intact
-from data.projection import is_camera
+from data.files import InputError, atomic_write, names_inside, open_file, printable, read_json, require_intact
+from data.frame import FARTHEST
+from data.projection import Rigid, is_camera
 
 LIDAR = "LIDAR_TOP"
 CAMERAS = ("CAM_FRONT", "CAM_FRONT_RIGHT", "CAM_BACK_RIGHT", "CAM_BACK", "CAM_BACK_LEFT", "CAM_FRONT_LEFT")
-_TABLES = ("scene", "sample", "sample_data", "ego_pose", "calibrated_sensor", "sensor", "lidarseg", "category")
-_TEXTS = "token", "name", "filename", "channel", "sample_token", "scene_token", "sensor_token", "sample_data_token"
-_FORMAT = 3  # raise it when the arrays of `_build_index` change
+_TABLES = (
+    *("scene", "sample", "sample_data", "ego_pose", "calibrated_sensor", "sensor", "lidarseg", "category"),
+    *("instance", "sample_annotation"),
+)
+_TEXTS = (
+    *("token", "name", "filename", "channel", "sample_token", "scene_token", "sensor_token", "sample_data_token"),
+    *("instance_token", "category_token"),
+)
+_FORMAT = 5  # raise it when the arrays of `_build_index` change
 _SLOW_TABLES = 100_000_000  # bytes of JSON; above it users should be told what they are waiting for
 
 Index = dict[str, np.ndarray]  # see _build_index
@@ -56,7 +64,9 @@ def _build_index(folder: Path) -> Index:
     categories [256] str, by the number that labels use, empty = none ([0] without lidarseg); sensors [S] str; scene [F]
     str; labels [F], empty = none; token and path [F, S], empty = the keyframe lacks this camera; mount (sensor ->
     vehicle) and ego (vehicle -> world, at the sensor's own time) [F, S, 7] float64, a quaternion (w, x, y, z) and a
-    translation in metres; intrinsics [F, S, 3, 3] float64, the identity for the lidar.
+    translation in metres; intrinsics [F, S, 3, 3] float64, the identity for the lidar; sample [F], the keyframe's own
+    token. Of the annotations (`_boxes`):
+    box_names [C] str, boxes [A, 8], first_box and last_box [F], box_fault [F].
     """
     try:
         channels = {row["token"]: row["channel"] for row in table(folder, "sensor") if _is_used(row)}
@@ -98,6 +108,7 @@ def _build_index(folder: Path) -> Index:
             "categories": np.array(_categories(folder), str),
             "sensors": np.array(sensors, str),
             "scene": np.array([scenes[sample["scene_token"]][1] for sample in samples], str),
+            "sample": np.array([sample["token"] for sample in samples], str),
             "token": _encoded(of_each(lambda row: _plain_name(row["token"], folder), "")),
             "path": _encoded(of_each(lambda row: _inside(row["filename"], folder), "")),
             "labels": _encoded([_inside(labels.get(frame[0]["token"], ""), folder) for frame in rows]),
@@ -105,9 +116,64 @@ def _build_index(folder: Path) -> Index:
             "ego": np.array(of_each(lambda row: _motion(egos[row["ego_pose_token"]]), no_motion)),
             "intrinsics": np.array(of_each(lambda row: intrinsics[row["calibrated_sensor_token"]], no_camera)),
         }
+        index |= _boxes(folder, [sample["token"] for sample in samples], index["ego"][:, 0], index["mount"][:, 0])
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise InputError(f"the tables in {folder} do not fit together ({error}); download them again.") from error
     return index
+
+
+def _boxes(folder: Path, samples: list[str], egos: np.ndarray, mounts: np.ndarray) -> Index:
+    """The annotations of F keyframes in the frame of their lidar, at its own time.
+
+    Those without a lidar or radar point are left out, as nuScenes' evaluation does.
+
+    Args:
+        samples: tokens of the keyframes.
+        egos, mounts: [F, 7] of the lidar, see `_build_index`.
+
+    Returns:
+        box_names: [C] str, categories; none if the tables have no annotations.
+        boxes: [A, 8] float32: centre, length, width and height in metres, yaw, row of the category.
+        first_box, last_box: [F] int64: those of a frame are boxes[first:last].
+        box_fault: [F] str: what is wrong with one of the frame's annotations, empty = nothing.
+    """
+    rows, names = defaultdict(list), []
+    if all((folder / f"{name}.json").exists() for name in ("sample_annotation", "instance", "category")):
+        categories = {row["token"]: row["name"][:80] for row in table(folder, "category")}
+        kinds = {row["token"]: categories[row["category_token"]] for row in table(folder, "instance")}
+        names = sorted(set(kinds.values()))
+        for row in table(folder, "sample_annotation", lambda row: row["num_lidar_pts"] + row["num_radar_pts"] > 0):
+            rows[row["sample_token"]].append((names.index(kinds[row["instance_token"]]), row))
+        names = names if rows else []
+    boxes, faults, ends = [], [], [0]
+    for sample, ego, mount in zip(samples, egos, mounts, strict=True):
+        lidar = Rigid.from_quaternion(ego[:4], ego[4:]).matrix() @ Rigid.from_quaternion(mount[:4], mount[4:]).matrix()
+        inverse, fault = np.linalg.inv(lidar), ""
+        for kind, row in rows[sample]:
+            try:
+                boxes.append((*_placed(row, inverse), kind))
+            except ValueError as error:
+                fault = printable(f"the annotation {row['token']} is broken: {error}")
+        faults.append(fault)
+        ends.append(len(boxes))
+    return {
+        "box_names": np.array(names, str),
+        "boxes": np.array(boxes, np.float32).reshape(-1, 8),
+        "first_box": np.array(ends[:-1]),
+        "last_box": np.array(ends[1:]),
+        "box_fault": np.array(faults, str),
+    }
+
+
+def _placed(row: dict, inverse: np.ndarray) -> tuple[float, ...]:
+    """Centre, length, width, height and yaw of an annotation, `inverse` [4, 4] of the lidar's pose leads there."""
+    size, motion = np.array(row["size"], np.float64), _motion(row)
+    if size.shape != (3,) or not (np.isfinite(size) & (size > 0)).all():
+        raise ValueError("it has no three sizes above 0")
+    placed = inverse @ Rigid.from_quaternion(motion[:4], motion[4:]).matrix()
+    if not max(np.abs(placed[:3, 3]).max(), size.max()) <= FARTHEST:
+        raise ValueError("it is a kilometre away, or as large")
+    return *placed[:3, 3], size[1], size[0], size[2], math.atan2(placed[1, 0], placed[0, 0])
 
 
 def _categories(folder: Path) -> list[str]:

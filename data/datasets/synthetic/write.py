@@ -1,155 +1,49 @@
-"""The built-in world on disk, in the official nuScenes and SemanticKITTI layouts."""
+"""The built-in world on disk, in the official layouts of nuScenes, SemanticKITTI and KITTI's object benchmark."""
 
-import hashlib
 import json
-import math
 import multiprocessing
 import os
 import shutil
+import sys
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import ClassVar
 
 import numpy as np
 from PIL import Image
 
-from data.datasets.nuscenes import CATEGORIES
-from data.datasets.synthetic.render import KITTI_LABEL, NUSCENES_LABEL, cast, paint, reflect
-from data.datasets.synthetic.world import Scene, make_scene
+from data.boxes import Boxes, count_points, move_boxes
+from data.datasets.kitti_object import CAMERA, label_line, rectangles, to_camera
+from data.datasets.synthetic.objects import objects
+from data.datasets.synthetic.render import KITTI_LABEL, NUSCENES_LABEL
+from data.datasets.synthetic.sensors import (
+    FILM,
+    FILM_FRAMES,
+    IMAGE_SIZE,
+    KITTI_P2,
+    KITTI_SIZE,
+    KITTI_TR,
+    LIDAR,
+    SECONDS,
+    VERSION,
+    FilmWorld,
+    SyntheticWorld,
+    as_pose,
+    camera_matrix,
+    ego_pose,
+    kitti_p2,
+    make_token,
+    photograph,
+    quaternion_matrix,
+    scaled,
+    scan,
+    sensor_files,
+    velodyne_pose,
+)
+from data.datasets.synthetic.tables import make_tables
 from data.files import InputError, atomic_write, read_json, write_text
 from data.progress import Progress
 from data.projection import Rigid
-
-VERSION = "v1.0-synthetic"
-FILM, FILM_FRAMES = "film", 20  # a split of its own, and its keyframes
-BEAMS, LIDAR_RANGE, DROPPED, RANGE_NOISE = 32, 70.0, 0.06, 0.02
-SECONDS, SPEED = 0.5, 6.0  # between keyframes; metres a second of the ego
-EPOCH = 1_700_000_000_000_000  # microseconds; time of the first keyframe
-
-# Where nuScenes mounts its sensors: translation in the ego frame, rotation (w, x, y, z), focal length, principal point
-LIDAR = ((0.9437, 0.0, 1.8402), (0.7078, -0.0065, 0.0106, -0.7063))
-CAMERAS = {
-    "CAM_FRONT": ((1.7008, 0.0159, 1.5110), (-0.4998, 0.5030, -0.4998, 0.4974), (1266.4, 816.3, 491.5), 0.02),
-    "CAM_FRONT_RIGHT": ((1.5508, -0.4934, 1.4957), (0.2060, -0.2027, 0.6825, -0.6714), (1260.8, 808.0, 495.3), 0.03),
-    "CAM_BACK_RIGHT": ((1.0149, -0.4806, 1.5624), (-0.1228, 0.1324, 0.7004, -0.6905), (1259.5, 807.3, 501.2), 0.04),
-    "CAM_BACK": ((0.0283, 0.0035, 1.5791), (0.5038, -0.4974, -0.4942, 0.5045), (809.2, 829.2, 481.8), -0.02),
-    "CAM_BACK_LEFT": ((1.0357, 0.4848, 1.5910), (-0.6924, 0.7032, 0.1165, -0.1120), (1256.7, 792.1, 492.8), -0.03),
-    "CAM_FRONT_LEFT": ((1.5239, 0.4946, 1.5093), (0.6757, -0.6736, 0.2121, -0.2112), (1272.6, 826.6, 479.8), -0.01),
-}
-IMAGE_SIZE = (900, 1600)
-KITTI_SIZE = (375, 1242)
-KITTI_TR = np.array([[0, -1, 0, -0.012], [0, 0, -1, -0.054], [1, 0, 0, -0.292]])  # velodyne -> camera 0
-KITTI_P2 = np.array([[718.9, 0, 607.2, 45.4], [0, 718.9, 185.2, -0.11], [0, 0, 1, 0.0038]])
-KITTI_HEIGHT = 1.73  # of the velodyne
-
-
-@dataclass(frozen=True)
-class SyntheticWorld:
-    """The size of the world.
-
-    image_scale: of 1600 x 900 pixels (KITTI: 1242 x 375), and of the intrinsics. azimuths: lidar columns a turn.
-    """
-
-    train_scenes: int = 8
-    val_scenes: int = 3
-    frames_per_scene: int = 5
-    image_scale: float = 0.25
-    azimuths: int = 512
-    seed: int = 0
-
-    cameras: ClassVar = CAMERAS
-    seconds: ClassVar[float] = SECONDS  # between keyframes
-
-    @property
-    def splits(self) -> dict[str, range]:
-        """Split -> its scenes; the last `val_scenes` are held out."""
-        both = self.train_scenes + self.val_scenes
-        return {"train": range(self.train_scenes), "val": range(self.train_scenes, both)}
-
-    def scene(self, index: int) -> Scene:
-        """Scene `index`."""
-        return make_scene(np.random.default_rng([self.seed, index]))
-
-
-class FilmWorld(SyntheticWorld):
-    """The first held-out scene of a world alone, in more keyframes and less apart, seen by the front camera."""
-
-    cameras = {"CAM_FRONT": CAMERAS["CAM_FRONT"]}
-    seconds = 0.2  # after 20 keyframes the ego is still where no other vehicle drives in its lane
-
-    @property
-    def splits(self) -> dict[str, range]:
-        """The one split and its scene."""
-        return {FILM: range(self.train_scenes, self.train_scenes + 1)}
-
-
-def quaternion_matrix(q: tuple[float, float, float, float]) -> np.ndarray:
-    """Rotation matrix `[3, 3]` of a quaternion (w, x, y, z) of any length."""
-    return Rigid.from_quaternion(q, (0, 0, 0)).rotation
-
-
-def _unit(q) -> list[float]:
-    return (np.array(q) / np.linalg.norm(q)).tolist()
-
-
-def _ego(scene: Scene, seconds: float) -> tuple[np.ndarray, float]:
-    """Position `[3]` and yaw of the ego, which keeps to the right lane."""
-    x = SPEED * seconds
-    yaw = scene.heading(x)
-    return np.array([x, scene.middle(x) - 1.9, 0.0]), yaw
-
-
-def _pose(rotation: np.ndarray, translation) -> np.ndarray:
-    pose = np.eye(4)
-    pose[:3, :3], pose[:3, 3] = rotation, translation
-    return pose
-
-
-def _ego_pose(scene: Scene, seconds: float) -> np.ndarray:
-    position, yaw = _ego(scene, seconds)
-    return _pose(quaternion_matrix((math.cos(yaw / 2), 0, 0, math.sin(yaw / 2))), position)
-
-
-def _scan(scene: Scene, pose: np.ndarray, azimuths: int, elevations: tuple[float, float], rng: np.random.Generator):
-    """Points `[N, 3]` in the lidar frame, intensity `[N]` 0..1, ring `[N]`, material `[N]` of one turn at `pose`."""
-    phi, theta = np.meshgrid(
-        np.linspace(0, 2 * np.pi, azimuths, endpoint=False), np.radians(np.linspace(*elevations, BEAMS)), indexing="ij"
-    )
-    phi = phi.ravel() + rng.normal(0, 0.0005, phi.size)
-    theta = theta.ravel()
-    rays = np.stack((np.cos(theta) * np.cos(phi), np.cos(theta) * np.sin(phi), np.sin(theta)), 1)
-    world = rays @ pose[:3, :3].T
-    hits = cast(scene, pose[:3, 3], world)
-    kept = (hits.distance < LIDAR_RANGE) & (rng.random(len(rays)) > DROPPED)
-    distance = hits.distance + rng.normal(0, RANGE_NOISE, len(rays))
-    intensity = reflect(rng, hits, world)
-    ring = np.tile(np.arange(BEAMS), azimuths)
-    return rays[kept] * distance[kept, None], intensity[kept], ring[kept], hits.material[kept]
-
-
-def _photograph(scene: Scene, pose: np.ndarray, intrinsics: np.ndarray, size: tuple[int, int]):
-    """Image `[h, w, 3]` uint8 of a camera at `pose` (camera -> world), and each pixel's material `[h, w]`, -1 = sky."""
-    v, u = np.meshgrid(np.arange(size[0]), np.arange(size[1]), indexing="ij")
-    rays = np.stack((u.ravel(), v.ravel(), np.ones(u.size)), 1) @ np.linalg.inv(intrinsics).T
-    rays = (rays / np.linalg.norm(rays, axis=1, keepdims=True)) @ pose[:3, :3].T
-    hits = cast(scene, pose[:3, 3], rays)
-    material = np.where(np.isfinite(hits.distance), hits.material, -1)
-    return paint(scene, pose[:3, 3], rays, hits).reshape(*size, 3), material.reshape(size)
-
-
-def _token(*words: object) -> str:
-    return hashlib.md5("/".join(map(str, words)).encode(), usedforsecurity=False).hexdigest()
-
-
-def _intrinsics(camera: str, scale: float) -> np.ndarray:
-    f, cx, cy = CAMERAS[camera][2]
-    # pixel centres: column u of the large image lies at (u + 0.5) * scale - 0.5 of the small one
-    return np.array([[f * scale, 0, (cx + 0.5) * scale - 0.5], [0, f * scale, (cy + 0.5) * scale - 0.5], [0, 0, 1]])
-
-
-def _size(full: tuple[int, int], scale: float) -> tuple[int, int]:
-    return round(full[0] * scale), round(full[1] * scale)
 
 
 def _save_array(path: Path, values: np.ndarray) -> None:
@@ -163,154 +57,53 @@ def _save_image(path: Path, image: np.ndarray) -> None:
         Image.fromarray(image).save(temporary, **options)
 
 
-def _nuscenes_names(world: SyntheticWorld, scene: int, frame: int) -> dict[str, tuple[str, int, float]]:
-    """Sensor channel -> (file name, timestamp in microseconds, seconds since the scene's start)."""
-    names = {}
-    for channel, offset in {"LIDAR_TOP": 0.0, **{c: row[3] for c, row in world.cameras.items()}}.items():
-        seconds = frame * world.seconds + offset
-        stamp = EPOCH + scene * 60_000_000 + round(seconds * 1e6)
-        ending = "pcd.bin" if channel == "LIDAR_TOP" else "jpg"
-        names[channel] = f"samples/{channel}/synthetic-{9001 + scene}__{channel}__{stamp}.{ending}", stamp, seconds
-    return names
-
-
 def _write_nuscenes_frame(job: tuple[Path, SyntheticWorld, int, int]) -> None:
     root, world, scene_index, frame = job
-    scene, names = world.scene(scene_index), _nuscenes_names(world, scene_index, frame)
+    scene, names = world.scene(scene_index), sensor_files(world, scene_index, frame)
     rng = np.random.default_rng([world.seed, scene_index, frame])
     name, _, seconds = names["LIDAR_TOP"]
-    pose = _ego_pose(scene, seconds) @ _pose(quaternion_matrix(LIDAR[1]), LIDAR[0])
-    points, intensity, ring, material = _scan(scene, pose, world.azimuths, (-30.0, 10.0), rng)
+    pose = ego_pose(scene, seconds) @ as_pose(quaternion_matrix(LIDAR[1]), LIDAR[0])
+    points, intensity, ring, material = scan(scene, pose, world.azimuths, (-30.0, 10.0), rng)
     rows = np.column_stack((points, np.round(intensity * 255), ring)).astype(np.float32)
     _save_array(root / name, rows)
-    token = _token(world, "LIDAR_TOP", scene_index, frame)
+    token = make_token(world, "LIDAR_TOP", scene_index, frame)
     _save_array(root / "lidarseg" / VERSION / f"{token}_lidarseg.bin", NUSCENES_LABEL[material])
     for camera, (translation, rotation, _, _) in world.cameras.items():
         name, _, seconds = names[camera]
-        pose = _ego_pose(scene, seconds) @ _pose(quaternion_matrix(rotation), translation)
-        size = _size(IMAGE_SIZE, world.image_scale)
-        _save_image(root / name, _photograph(scene, pose, _intrinsics(camera, world.image_scale), size)[0])
-
-
-def _tables(world: SyntheticWorld) -> dict[str, list[dict]]:
-    """Every table of the official layout."""
-    tables: dict[str, list[dict]] = {"attribute": [], "instance": [], "sample_annotation": []}
-    tables["visibility"] = [
-        {"token": str(i + 1), "level": f"v{a}-{b}", "description": f"{a} to {b} % visible"}
-        for i, (a, b) in enumerate(((0, 40), (40, 60), (60, 80), (80, 100)))
-    ]
-    tables["category"] = [
-        {"token": _token("category", name), "name": name, "description": "", "index": i}
-        for i, name in enumerate(CATEGORIES)
-    ]
-    log = _token(world, "log")
-    tables["log"] = [
-        {
-            "token": log,
-            "logfile": "synthetic",
-            "vehicle": "n000",
-            "date_captured": "2023-11-14",
-            "location": "synthetic",
-        }
-    ]
-    tables["map"] = [
-        {"token": _token(world, "map"), "category": "semantic_prior", "filename": "maps/empty.png", "log_tokens": [log]}
-    ]
-    sensors = {"LIDAR_TOP": LIDAR, **{c: row[:2] for c, row in world.cameras.items()}}
-    tables["sensor"] = [
-        {"token": _token("sensor", c), "channel": c, "modality": "lidar" if c == "LIDAR_TOP" else "camera"}
-        for c in sensors
-    ]
-    tables["calibrated_sensor"] = [
-        {
-            "token": _token(world, "calibration", c),
-            "sensor_token": _token("sensor", c),
-            "translation": list(translation),
-            "rotation": _unit(rotation),
-            "camera_intrinsic": [] if c == "LIDAR_TOP" else _intrinsics(c, world.image_scale).tolist(),
-        }
-        for c, (translation, rotation) in sensors.items()
-    ]
-    for name in ("scene", "sample", "sample_data", "ego_pose", "lidarseg"):
-        tables[name] = []
-    height, width = _size(IMAGE_SIZE, world.image_scale)
-    last = world.frames_per_scene - 1
-    for s in (scene for part in world.splits.values() for scene in part):
-        scene = world.scene(s)
-        samples = [_token(world, "sample", s, f) for f in range(world.frames_per_scene)]
-        tables["scene"].append(
-            {
-                "token": _token(world, "scene", s),
-                "log_token": log,
-                "nbr_samples": len(samples),
-                "first_sample_token": samples[0],
-                "last_sample_token": samples[-1],
-                "name": f"scene-{9001 + s}",
-                "description": "a street of the built-in world",
-            }
-        )
-        for f, sample in enumerate(samples):
-            names = _nuscenes_names(world, s, f)
-            tables["sample"].append(
-                {
-                    "token": sample,
-                    "timestamp": names["LIDAR_TOP"][1],
-                    "prev": samples[f - 1] if f else "",
-                    "next": samples[f + 1] if f < last else "",
-                    "scene_token": _token(world, "scene", s),
-                }
-            )
-            for channel, (file, stamp, seconds) in names.items():
-                token = _token(world, channel, s, f)
-                position, yaw = _ego(scene, seconds)
-                tables["ego_pose"].append(
-                    {
-                        "token": token,
-                        "timestamp": stamp,
-                        "rotation": [math.cos(yaw / 2), 0.0, 0.0, math.sin(yaw / 2)],
-                        "translation": position.tolist(),
-                    }
-                )
-                tables["sample_data"].append(
-                    {
-                        "token": token,
-                        "sample_token": sample,
-                        "ego_pose_token": token,
-                        "calibrated_sensor_token": _token(world, "calibration", channel),
-                        "timestamp": stamp,
-                        "fileformat": "pcd" if channel == "LIDAR_TOP" else "jpg",
-                        "is_key_frame": True,
-                        "height": 0 if channel == "LIDAR_TOP" else height,
-                        "width": 0 if channel == "LIDAR_TOP" else width,
-                        "filename": file,
-                        "prev": _token(world, channel, s, f - 1) if f else "",
-                        "next": _token(world, channel, s, f + 1) if f < last else "",
-                    }
-                )
-            token = _token(world, "LIDAR_TOP", s, f)
-            file = f"lidarseg/{VERSION}/{token}_lidarseg.bin"
-            tables["lidarseg"].append({"token": token, "sample_data_token": token, "filename": file})
-    return tables
+        pose = ego_pose(scene, seconds) @ as_pose(quaternion_matrix(rotation), translation)
+        size = scaled(IMAGE_SIZE, world.image_scale)
+        _save_image(root / name, photograph(scene, pose, camera_matrix(camera, world.image_scale), size)[0])
 
 
 def write_nuscenes(root: Path, world: SyntheticWorld, workers: int = 0) -> None:
     """Write the world under `root` in the nuScenes layout, version `v1.0-synthetic`, with its own splits.
 
-    A world of the same settings is left as it is. The tables come last, so that a killed run leaves nothing that looks
-    like a data set. Raises InputError if another world is there.
+    A world of the same settings is left as it is, but for its tables if they are of a time before there were boxes. The
+    tables come last, so that a killed run leaves nothing that looks like a data set. Raises InputError if another world
+    is there.
     """
-    if _already_there(root, world):
+    there = _already_there(root, world)
+    if there and has_annotations(root):
         return
     splits = {split: [f"scene-{9001 + s}" for s in scenes] for split, scenes in world.splits.items()}
     jobs = [(root, world, s, f) for part in world.splits.values() for s in part for f in range(world.frames_per_scene)]
-    _run(_write_nuscenes_frame, jobs, workers, "built-in world (nuScenes layout)")
+    if there:
+        print(f"the built-in world in {root} has no boxes yet: its tables are written again.", file=sys.stderr)
+    else:
+        _run(_write_nuscenes_frame, jobs, workers, "built-in world (nuScenes layout)")
     _save_image(root / "maps" / "empty.png", np.zeros((10, 10), np.uint8))
     partial = root / f".{VERSION}"
-    for name, table in (_tables(world) | {"splits": splits}).items():
+    for name, table in (make_tables(root, world) | {"splits": splits}).items():
         write_text(partial / f"{name}.json", json.dumps(table))
     shutil.rmtree(root / VERSION, ignore_errors=True)
     partial.rename(root / VERSION)
     _sign(root, world)
+
+
+def has_annotations(root: Path) -> bool:
+    """Whether the tables under `root` have boxes; those written by earlier versions have none."""
+    file = root / VERSION / "sample_annotation.json"
+    return file.is_file() and file.stat().st_size > len("[]")
 
 
 def write_film(root: Path, workers: int = 0) -> None:
@@ -325,28 +118,25 @@ def write_film(root: Path, workers: int = 0) -> None:
 
 def _write_kitti_frame(job: tuple[Path, SyntheticWorld, int, int, int]) -> None:
     folder, world, scene_index, frame, number = job
-    scene = world.scene(scene_index)
-    rng = np.random.default_rng([world.seed, scene_index, frame, 1])
-    velodyne = _velodyne_pose(scene, frame)
-    points, intensity, _, material = _scan(scene, velodyne, world.azimuths, (-24.8, 2.0), rng)
-    _save_array(folder / "velodyne" / f"{number:06d}.bin", np.column_stack((points, intensity)).astype(np.float32))
+    p2 = kitti_p2(world.image_scale)
+    points, material, image = _kitti_frame(world, scene_index, frame, p2)
+    _save_array(folder / "velodyne" / f"{number:06d}.bin", points)
     _save_array(folder / "labels" / f"{number:06d}.label", KITTI_LABEL[material])
-    p2 = _kitti_p2(world.image_scale)
-    intrinsics, shift = p2[:, :3], np.linalg.solve(p2[:, :3], p2[:, 3])
-    camera = velodyne @ np.linalg.inv(_pose(KITTI_TR[:, :3], KITTI_TR[:, 3] + shift))
-    image, _ = _photograph(scene, camera, intrinsics, _size(KITTI_SIZE, world.image_scale))
     _save_image(folder / "image_2" / f"{number:06d}.png", image)
 
 
-def _velodyne_pose(scene: Scene, frame: int) -> np.ndarray:
-    return _ego_pose(scene, frame * SECONDS) @ _pose(np.eye(3), (0, 0, KITTI_HEIGHT))
-
-
-def _kitti_p2(scale: float) -> np.ndarray:
-    p2 = KITTI_P2.copy()
-    p2[:2] *= scale
-    p2[:2, 2] += 0.5 * scale - 0.5
-    return p2
+def _kitti_frame(
+    world: SyntheticWorld, scene_index: int, frame: int, p2: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Points `[N, 4]` float32 of a velodyne, their materials, and the picture of the left colour camera."""
+    scene = world.scene(scene_index)
+    rng = np.random.default_rng([world.seed, scene_index, frame, 1])
+    velodyne = velodyne_pose(scene, frame)
+    points, intensity, _, material = scan(scene, velodyne, world.azimuths, (-24.8, 2.0), rng)
+    intrinsics, shift = p2[:, :3], np.linalg.solve(p2[:, :3], p2[:, 3])
+    camera = velodyne @ np.linalg.inv(as_pose(KITTI_TR[:, :3], KITTI_TR[:, 3] + shift))
+    image, _ = photograph(scene, camera, intrinsics, scaled(KITTI_SIZE, world.image_scale))
+    return np.column_stack((points, intensity)).astype(np.float32), material, image
 
 
 def write_kitti(root: Path, world: SyntheticWorld, workers: int = 0) -> None:
@@ -371,14 +161,14 @@ def write_kitti(root: Path, world: SyntheticWorld, workers: int = 0) -> None:
         folder = partial / "sequences" / name
         jobs += [(folder, world, s, f, number) for number, (s, f) in enumerate(frames)]
     _run(_write_kitti_frame, jobs, workers, "built-in world (SemanticKITTI layout)")
-    tr = _pose(KITTI_TR[:, :3], KITTI_TR[:, 3])
-    p2 = _kitti_p2(world.image_scale)
+    tr = as_pose(KITTI_TR[:, :3], KITTI_TR[:, 3])
+    p2 = kitti_p2(world.image_scale)
     calibration = {f"P{i}": p2 for i in range(4)} | {"Tr": KITTI_TR}
     for name, scenes in sequences.items():
         folder = partial / "sequences" / name
         frames = [(world.scene(s), f) for s in scenes for f in range(world.frames_per_scene)]
-        start = np.linalg.inv(_velodyne_pose(*frames[0]))
-        poses = [tr @ start @ _velodyne_pose(scene, f) @ np.linalg.inv(tr) for scene, f in frames]
+        start = np.linalg.inv(velodyne_pose(*frames[0]))
+        poses = [tr @ start @ velodyne_pose(scene, f) @ np.linalg.inv(tr) for scene, f in frames]
         texts = {
             "poses.txt": "".join(_numbers(pose[:3]) + "\n" for pose in poses),
             "times.txt": "".join(f"{i * SECONDS:e}\n" for i in range(len(frames))),
@@ -387,6 +177,67 @@ def write_kitti(root: Path, world: SyntheticWorld, workers: int = 0) -> None:
         for file, text in texts.items():
             write_text(folder / file, text)
     partial.rename(root / "dataset")
+    _sign(root, world)
+
+
+# What the types of KITTI's object benchmark are in the built-in world, by the raw label of nuScenes
+_KITTI_TYPES = {17: "Car", 23: "Truck", 16: "Truck", 22: "Misc", 18: "Misc", 2: "Pedestrian", 14: "Cyclist"}
+_KITTI_TYPES[21] = "Cyclist"  # a motorcycle
+
+
+def _write_object_frame(job: tuple[Path, SyntheticWorld, int, int, int]) -> None:
+    folder, world, scene_index, frame, number = job
+    points, _, image = _kitti_frame(world, scene_index, frame, kitti_p2(world.image_scale))
+    # in the size of KITTI's, whose levels of difficulty are counted in pixels
+    image = np.asarray(Image.fromarray(image).resize(KITTI_SIZE[::-1], Image.Resampling.BILINEAR))
+    _save_array(folder / "velodyne" / f"{number:06d}.bin", points)
+    _save_image(folder / CAMERA / f"{number:06d}.png", image)
+    rows = {f"P{i}": KITTI_P2 for i in range(4)} | {"R0_rect": np.eye(3), "Tr_velo_to_cam": KITTI_TR}
+    calibration = "".join(f"{key}: {_numbers(matrix)}\n" for key, matrix in rows.items())
+    write_text(folder / "calib" / f"{number:06d}.txt", calibration)
+    velodyne = np.linalg.inv(velodyne_pose(world.scene(scene_index), frame))
+    boxes = objects(world.scene(scene_index))
+    boxes.centre = (boxes.centre + np.linalg.solve(velodyne[:3, :3], velodyne[:3, 3])).astype(np.float32)
+    boxes = count_points(points, move_boxes(boxes, velodyne[:3, :3]))
+    write_text(folder / "label_2" / f"{number:06d}.txt", _object_labels(boxes))
+
+
+def _object_labels(boxes: Boxes) -> str:
+    """The lines of label_2 of the boxes that have points and are in the image; the fewer points, the more occluded."""
+    tr = Rigid(KITTI_TR[:, :3], KITTI_TR[:, 3])
+    (location, turn), lines = to_camera(boxes, tr), ""
+    whole, cut = (rectangles(boxes, tr, KITTI_P2, size) for size in (None, KITTI_SIZE))
+    areas, seen = ((r[:, 2] - r[:, 0]) * (r[:, 3] - r[:, 1]) for r in (whole, cut))
+    for i in np.flatnonzero((boxes.points > 0) & (location[:, 2] > 1) & (seen > 0)):
+        kind = _KITTI_TYPES.get(int(boxes.label[i]))
+        occluded, alpha = int(np.sum(boxes.points[i] < (3, 10))), turn[i] - np.arctan2(location[i, 0], location[i, 2])
+        place = *cut[i], *boxes.size[i, ::-1], *location[i], turn[i]
+        lines += label_line(kind, [1 - seen[i] / areas[i], occluded, alpha, *place]) if kind else ""
+    return lines
+
+
+def write_kitti_object(root: Path, world: SyntheticWorld, workers: int = 0) -> None:
+    """Write the world under `root` in the layout of KITTI's object benchmark, with lists train, val and trainval.
+
+    Images are enlarged to KITTI's size. The frames get their final place at the very end, as in `write_kitti`. Raises
+    InputError if another world or data set is there.
+    """
+    if _already_there(root, world):
+        return
+    if (root / "training").exists():
+        raise InputError(f"{root} holds another data set; remove it or choose another --root.")
+    frames = {
+        split: [(s, f) for s in scenes for f in range(world.frames_per_scene)] for split, scenes in world.splits.items()
+    }
+    partial, both = root / ".training", frames["train"] + frames["val"]
+    shutil.rmtree(partial, ignore_errors=True)
+    jobs = [(partial, world, s, f, number) for number, (s, f) in enumerate(both)]
+    _run(_write_object_frame, jobs, workers, "built-in world (KITTI object layout)")
+    first, numbers = len(frames["train"]), [f"{i:06d}\n" for i in range(len(both))]
+    lists = {"train": numbers[:first], "val": numbers[first:], "trainval": numbers}
+    for name, part in lists.items():
+        write_text(root / "ImageSets" / f"{name}.txt", "".join(part))
+    partial.rename(root / "training")
     _sign(root, world)
 
 
