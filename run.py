@@ -26,6 +26,7 @@ STAGES = {
     "evaluate": (config.Evaluate, None),
     "show": (config.Show, "pretrain"),
     "knn": (config.Knn, "knn"),
+    "zeroshot": (config.Zeroshot, None),
     "view": (config.View, "pretrain"),
     "features": (config.Features, None),
     "convert": (config.Convert, None),

@@ -20,7 +20,7 @@ class CameraView:
     name: str  # sensor channel, e.g. "CAM_FRONT" or "image_2"
     token: str  # unique in its data set; names the superpixel map on disk
     image: np.ndarray  # [H, W, 3]: uint8 as read; float32 in 0..1 once augmented
-    superpixels: np.ndarray | None = None  # [H, W] of any integers, any number of ids
+    superpixels: np.ndarray | None = None  # [H, W] of any integers, any number of ids; below 0 = of none
     file: Path | None = None  # where the image comes from
     size: tuple[int, int] | None = None  # (H, W) that pairs count in; image and map may be shrunk. None = as is
 
@@ -129,7 +129,7 @@ class Batch:
     batch_index: torch.Tensor  # [N] int64, the frame of each point
     labels: torch.Tensor | None  # [N] int64, 0 = ignored
     images: torch.Tensor | None  # [I, 3, h, w] float32 in 0..1, all cameras of frame 0, then frame 1, ...
-    superpixels: torch.Tensor | None  # [I, h, w] int64, ids per image
+    superpixels: torch.Tensor | None  # [I, h, w] int64, ids; below 0 = of none
     pairs: Pairs  # tensors; point = row of `points`, camera = row of `images`
     ids: list[str]
     image_frame: torch.Tensor | None = None  # [I] int64, the frame of each image

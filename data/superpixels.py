@@ -4,6 +4,7 @@ import struct
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -24,13 +25,15 @@ class SuperpixelSettings:
     """What decides a map; the defaults are SLidR's, for 1600 x 900 images.
 
     kind: "slic", "slic_torch" (`data.slic`: faster, other maps), "felzenszwalb" or "none" (every pixel its own
-        superpixel).
+        superpixel); any other name is that of maps that others made (`data.map_files`).
     segments, compactness: of SLIC, both of them.
     sigma: Gaussian blur beforehand, in pixels; published: 3 for SLIC, 0.35 for Felzenszwalb.
     scale, min_size: of Felzenszwalb, the latter in pixels.
     shrink: 1 as published; 2 or 4 = maps of images at that part of their size (`data.files.read_image`), stored so.
         Lengths and areas above still count in pixels of the whole image. benchmarks/superpixels.py measures how much
         faster they are, and slic_torch is, and how far they agree with the published ones.
+    zero: "none" = pixels with the id 0 belong to no superpixel; of others' maps.
+    ids: "frame" = the same id in two cameras of a frame is one superpixel, "image" = it is two; of others' maps.
     """
 
     kind: str = "slic"
@@ -40,6 +43,12 @@ class SuperpixelSettings:
     scale: float = 300.0
     min_size: int = 4000
     shrink: int = 1
+    zero: Literal["superpixel", "none"] = "superpixel"
+    ids: Literal["image", "frame"] = "image"
+
+    def __str__(self) -> str:
+        zero = ", 0 is none" if self.zero == "none" else ""
+        return self.kind + zero + (", ids shared by the cameras of a frame" if self.ids == "frame" else "")
 
 
 def compute(image: np.ndarray, settings: SuperpixelSettings) -> np.ndarray:
@@ -63,8 +72,10 @@ def compute(image: np.ndarray, settings: SuperpixelSettings) -> np.ndarray:
     return ids.astype(np.int32)
 
 
+MOST = 65535  # largest id that our PNG files hold
 _MADE_FROM = "made from"  # key of a PNG's text: the checksum of the image of a map
 PUBLISHED = {"slic": (150, 6.0, 3.0), "slic_torch": (150, 6.0, 3.0), "felzenszwalb": (300.0, 0.35, 4000)}
+COMPUTED = *PUBLISHED, "none"
 
 
 def map_path(folder: Path, settings: SuperpixelSettings, token: str) -> Path:
@@ -75,7 +86,7 @@ def map_path(folder: Path, settings: SuperpixelSettings, token: str) -> Path:
     """
     s, title = settings, settings.kind
     values = (s.segments, s.compactness, s.sigma) if title in ("slic", "slic_torch") else (s.scale, s.sigma, s.min_size)
-    if values != PUBLISHED[title]:
+    if values != PUBLISHED.get(title, values):
         title += "".join(f"_{value:g}" for value in values)
     if s.shrink > 1:
         title += f"_shrink{s.shrink}"
@@ -87,7 +98,7 @@ def save(path: Path, ids: np.ndarray, image: Path | None = None) -> None:
 
     The checksum of the `image` file that they are of goes with them.
     """
-    if ids.max(initial=0) > 65535:
+    if ids.max(initial=0) > MOST:
         raise InputError(f"{path}: {ids.max() + 1} superpixels do not fit a PNG; make them larger.")
     with atomic_write(path) as temporary:
         text = {_MADE_FROM: checksum(image)} if image else {}
@@ -116,6 +127,9 @@ def _png(grey: np.ndarray, text: dict[str, str]) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in parts)
 
 
+_AGAIN = "remove it to have it made anew, or import others' maps by `run.py superpixels --maps FOLDER`"
+
+
 def load(path: Path, size: tuple[int, int], image: str) -> np.ndarray:
     """Read a map `[H, W]` as stored: uint8, uint16 or int32.
 
@@ -127,14 +141,12 @@ def load(path: Path, size: tuple[int, int], image: str) -> np.ndarray:
                 raise ValueError(f"a {file.format} file, which blurs ids; maps are PNG files of grey values")
             ids = np.asarray(file)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # PIL's ways to say "broken"
-        raise InputError(
-            f"cannot decode the superpixel map {path} ({error}); remove it to have it made anew."
-        ) from error
+        raise InputError(f"cannot decode the superpixel map {path} ({error}); {_AGAIN}.") from error
     ids = ids.astype(np.uint8) if ids.dtype == bool else ids
     if ids.shape != tuple(size):
         raise InputError(
             f"the superpixel map {path} has {' x '.join(map(str, ids.shape))} pixels, its image {image} has "
-            f"{size[0]} x {size[1]}; remove it to have it made anew."
+            f"{size[0]} x {size[1]}; {_AGAIN}."
         )
     return ids
 
@@ -158,9 +170,11 @@ def load_or_compute(
 ) -> np.ndarray:
     """The stored map of a camera's image (see `load`); made and stored if there is none ("none" is never stored).
 
-    A map that was made from another image is made anew. Of a map that others made this is not known; it is used, and
-    `remarks` (`data.samples.Notes`) gains a line that says so. Raises InputError for a stored map that cannot be used
-    or a folder that cannot be written.
+    Where 0 is no superpixel ids are int32 and begin at -1, which is none.
+
+    A map that was made from another image is made anew. Of a map that others made, and that nobody imported, this is
+    not known; it is used, and `remarks` (`data.samples.Notes`) gains a line that says so. Raises InputError for a
+    stored map that cannot be used, a missing one of a kind that is not computed, or a folder that cannot be written.
     """
     if settings.kind == "none":
         return compute(view.image, settings)
@@ -168,11 +182,27 @@ def load_or_compute(
     if _is_there(path, view.file):
         if remarks is not None and _made_from(path) is None:
             remarks["maps"] = f"{path} does not say which image it was made from; it has the right size and is used."
-        return load(path, size, f"{view.name} {view.token}")
+        ids = load(path, size, f"{view.name} {view.token}")
+        return ids.astype(np.int32) - 1 if settings.zero == "none" else ids
+    if settings.kind not in COMPUTED:
+        raise InputError(f"{path} is missing, or of another image than {view.file}; {_import(settings)}.")
     image = view.image if view.image.shape[:2] == size else read_image(view.file, settings.shrink)
     ids = compute(image, settings)
     save(path, ids, view.file)
     return ids
+
+
+def require_maps(folder: Path, settings: SuperpixelSettings) -> None:
+    """Raise InputError if maps are of a kind that is not computed, and there are none."""
+    place = map_path(folder, settings, "").parent
+    if settings.kind not in COMPUTED and not place.is_dir():
+        raise InputError(
+            f"there is no folder {place}, and only {', '.join(PUBLISHED)} are computed; {_import(settings)}."
+        )
+
+
+def _import(settings: SuperpixelSettings) -> str:
+    return f"import maps that others made by `run.py superpixels --superpixels {settings.kind} --maps FOLDER`"
 
 
 def compute_all(image_files: list[tuple[str, Path]], folder: Path, settings: SuperpixelSettings, workers: int) -> int:
@@ -183,12 +213,17 @@ def compute_all(image_files: list[tuple[str, Path]], folder: Path, settings: Sup
     """
     if settings.kind == "none":
         return 0
-    loader, made = DataLoader(_Maps(image_files, folder, settings), batch_size=None, num_workers=workers), 0
-    with Progress(total=len(image_files), desc=f"superpixels ({settings.kind})", unit="image") as bar:
+    return made(_Maps(image_files, folder, settings), f"superpixels ({settings.kind})", workers)
+
+
+def made(maps: Dataset, title: str, workers: int) -> int:
+    """How many items of `maps`, each True, False or an InputError, are True; `workers` processes make them."""
+    loader, count = DataLoader(maps, batch_size=None, num_workers=workers), 0
+    with Progress(total=len(maps), desc=title, unit="image") as bar:
         for new in results(loader):
-            made += new
+            count += new
             bar.update()
-    return made
+    return count
 
 
 @dataclass

@@ -105,7 +105,7 @@ def camera_overlay(frame: Frame, camera: int, path: Path) -> None:
     distance = np.linalg.norm(frame.points[seen.point, :3], axis=1)
     bordered, title = view.image.copy(), view.name
     if view.superpixels is not None:
-        count = len(np.unique(view.superpixels))
+        count = len(np.unique(view.superpixels[view.superpixels >= 0]))
         title += f": {count:,} superpixels"
         places = zip(view.image.shape, view.superpixels.shape, strict=False)
         rows, columns = (np.arange(whole) * stored // whole for whole, stored in places)  # a map may be shrunk

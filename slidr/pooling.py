@@ -20,7 +20,11 @@ EPS = 1e-12  # shortest vector that is normalised, as in torch.nn.functional.nor
 
 
 def pool_superpixels(
-    point_features: torch.Tensor, image_features: torch.Tensor, superpixels: torch.Tensor, pairs: Pairs
+    point_features: torch.Tensor,
+    image_features: torch.Tensor,
+    superpixels: torch.Tensor,
+    pairs: Pairs,
+    frame: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Superpoints and superpixels of a batch (paper, section 3.2), one row for each superpixel that a pair hits.
 
@@ -30,42 +34,69 @@ def pool_superpixels(
     Args:
         point_features: `[N, C]`, L2-normalised.
         image_features: `[I, C, h, w]` as the head gives them; upsampling and normalisation happen here.
-        superpixels: `[I, H, W]` int64 at the images' full resolution: ids from 0 up per image, gaps allowed.
+        superpixels: `[I, H, W]` int64 at the images' full resolution: ids from 0 up, gaps allowed; -1 = of none.
         pairs: point = row of point_features, camera = image, row and column of its pixel.
+        frame: `[I]` int64, the frame of each image: there an id is one superpixel in all images of a frame, as
+            SuperFlow has it (section 3.2); None = in each image another.
 
-    Returns k `[S, C]` and q `[S, C]`, ascending by image and id. No id bleeds into the next image, however large.
+    Returns k `[S, C]` and q `[S, C]`, ascending by image (or frame) and id. No id bleeds into the next one's, however
+    large.
     """
-    stride, occupied, row = occupied_superpixels(superpixels, pairs)
+    pairs = _inside(superpixels, pairs)
+    stride, occupied, row = occupied_superpixels(superpixels, pairs, frame)
     k = mean_by_id(point_features[pairs.point], row, len(occupied))
-    return k, upsampled_means(image_features, superpixels, stride, occupied)
+    if frame is None:
+        return k, upsampled_means(image_features, superpixels, stride, occupied)
+    image, whole = (frame[:, None] == occupied // stride).nonzero(as_tuple=True)  # a part in each image of its frame
+    parts = image * stride + occupied[whole] % stride
+    means, pixels = upsampled_means(image_features, superpixels, stride, parts), _areas(superpixels, stride, parts)
+    sums = means.new_zeros(len(occupied), means.shape[1]).index_add(0, whole, means * pixels[:, None])
+    return k, sums / torch.zeros_like(occupied).index_add(0, whole, pixels)[:, None]
+
+
+def _inside(superpixels: torch.Tensor, pairs: Pairs) -> Pairs:
+    """The pairs whose pixel belongs to a superpixel."""
+    return pairs.select(superpixels[pairs.camera, pairs.row, pairs.column] >= 0)
 
 
 def occupied_superpixels(
-    superpixels: torch.Tensor, pairs: Pairs
+    superpixels: torch.Tensor, pairs: Pairs, frame: torch.Tensor | None = None
 ) -> tuple[torch.Tensor | int, torch.Tensor, torch.Tensor]:
     """Superpixels that a pair hits: (stride, those `[S]` ascending, the row of each pair's among them `[M]`).
 
-    The superpixel `id` of image `i` is called i * stride + id. Arguments as for `pool_superpixels`.
+    The superpixel `id` of image (or frame) `i` is called i * stride + id. Arguments as for `pool_superpixels`; all
+    pairs are in superpixels.
     """
-    stride = superpixels.max() + 1 if superpixels.numel() else 1
-    seen = pairs.camera * stride + superpixels[pairs.camera, pairs.row, pairs.column]
+    stride = superpixels.max() + 2 if superpixels.numel() else 1  # i * stride - 1, which is none, is no superpixel's
+    owner = pairs.camera if frame is None else frame[pairs.camera]
+    seen = owner * stride + superpixels[pairs.camera, pairs.row, pairs.column]
     return stride, *torch.unique(seen, return_inverse=True)
 
 
-def coarse_means(features: torch.Tensor, superpixels: torch.Tensor, pairs: Pairs) -> torch.Tensor:
+def _areas(superpixels: torch.Tensor, stride: torch.Tensor | int, names: torch.Tensor) -> torch.Tensor:
+    """Pixels `[S]` of the superpixels `names [S]` of images, ascending."""
+    first = torch.arange(len(superpixels), device=names.device)[:, None, None] * stride
+    pixels = (superpixels + first).flatten()
+    row = torch.searchsorted(names, pixels).clamp_max(max(0, len(names) - 1))
+    return torch.bincount(row[names[row] == pixels] if len(names) else row[:0], minlength=len(names))
+
+
+def coarse_means(
+    features: torch.Tensor, superpixels: torch.Tensor, pairs: Pairs, frame: torch.Tensor | None = None
+) -> torch.Tensor:
     """Mean of the features of each superpixel that a pair hits, at their own resolution (ST-SLidR).
 
     Args:
         features: `[I, C, h, w]`; a cell belongs to the superpixel at its corner, as nearest resizing has it.
-        superpixels, pairs: as for `pool_superpixels`, whose rows these are.
+        superpixels, pairs, frame: as for `pool_superpixels`, whose rows these are.
 
     Returns `[S, C]`; zero for a superpixel that has no cell.
     """
-    stride, occupied, _ = occupied_superpixels(superpixels, pairs)
+    stride, occupied, _ = occupied_superpixels(superpixels, _inside(superpixels, pairs), frame)
     sides = zip(features.shape[2:], superpixels.shape[1:], strict=True)
     rows, columns = (torch.arange(cells, device=features.device) * pixels // cells for cells, pixels in sides)
-    first = torch.arange(len(features), device=features.device)[:, None, None] * stride
-    cells = (superpixels[:, rows][:, :, columns] + first).flatten()
+    owner = torch.arange(len(features), device=features.device) if frame is None else frame
+    cells = (superpixels[:, rows][:, :, columns] + owner[:, None, None] * stride).flatten()
     row = torch.searchsorted(occupied, cells).clamp_max(max(0, len(occupied) - 1))
     wanted = (occupied[row] == cells).nonzero()[:, 0] if len(occupied) else row[:0]
     return mean_by_id(features.permute(0, 2, 3, 1).flatten(0, 2)[wanted], row[wanted], len(occupied))

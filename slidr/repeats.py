@@ -67,6 +67,7 @@ def repeat(stage: str, run: Run, settings: config.Downstream, compare: Compare) 
         table = report_scores(
             folder, f"mean of {len(runs)} seeds", mean, compare(mean, outcomes[0].folder / "model.pt")
         )
+        table += f"\n\n{settings.remark}" if settings.remark else ""
         seeds = ", ".join(f"{report.cell(run.value)} (seed {settings.seed + i})" for i, run in enumerate(runs))
         text = f"# {stage} {name}\n\n{mean.label}: {seeds}.\n\n{table}\n\n![classes](classes.png)\n"
         write_text(folder / "report.md", text)
@@ -103,7 +104,9 @@ def sweep(
             lines |= {f"published: {name}": curve for name, curve in curves.items()}
         pictures.sweep(lines, folder / "sweep.png")
         report.write_sweep_csv(lines, folder / "sweep.csv")
-        table = report.sweep_table(lines) + (f"\n\n{published.sentence}" if published else "")
+        first, *_ = next(iter(points.values())).values()
+        said = [published.sentence if published else "", first.remark]
+        table = "\n\n".join([report.sweep_table(lines), *filter(None, said)])
         title = f"# Annotation efficiency {folder.name}, {example[0].label}"
         write_text(folder / "report.md", f"{title}\n\n{table}\n\n![{example[0].primary} over labels](sweep.png)\n")
         print(f"\n{table}\n\n{stage}: {folder / 'report.md'}")

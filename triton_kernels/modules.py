@@ -219,17 +219,18 @@ class BatchNorm(nn.Module):
         Fewer than two voxels have no variance and use the running statistics. (With several processes the total is not
         known without waiting for the device: the variance of a single voxel is then 0.)
         """
-        bn, voxels = self.bn, len(x.features)
-        other = None if residual is None else residual.features
+        return x.with_features(self.of_rows(x.features, None if residual is None else residual.features, relu))
+
+    def of_rows(self, x: torch.Tensor, residual: torch.Tensor | None = None, relu: bool = False) -> torch.Tensor:
+        """The same of plain rows `[V, C]`."""
+        bn = self.bn
         group = (bn.process_group or dist.group.WORLD) if isinstance(bn, nn.SyncBatchNorm) else None
-        if not self.training or (group is None and voxels < 2):
-            out = nn.functional.batch_norm(x.features, bn.running_mean, bn.running_var, bn.weight, bn.bias, eps=bn.eps)
-            out = out if other is None else out + other
-            return x.with_features(torch.relu(out) if relu else out)
+        if not self.training or (group is None and len(x) < 2):
+            out = nn.functional.batch_norm(x, bn.running_mean, bn.running_var, bn.weight, bn.bias, eps=bn.eps)
+            out = out if residual is None else out + residual
+            return torch.relu(out) if relu else out
         running = bn.running_mean, bn.running_var, bn.num_batches_tracked
-        return x.with_features(
-            normalize(x.features, bn.weight, bn.bias, running, bn.momentum, bn.eps, other, relu, group)
-        )
+        return normalize(x, bn.weight, bn.bias, running, bn.momentum, bn.eps, residual, relu, group)
 
 
 def cat(a: SparseTensor, b: SparseTensor) -> SparseTensor:

@@ -10,7 +10,7 @@ from data.augment import AugmentSettings
 from data.datasets.dataset import Reader
 from data.frame import Batch, Frame, Needs, collate
 from data.samples import Notes, without_unmeasured
-from data.superpixels import SuperpixelSettings, load_or_compute
+from data.superpixels import SuperpixelSettings, load_or_compute, require_maps
 
 
 @dataclass
@@ -22,12 +22,18 @@ class Single:
         needs: what is read of each.
         augment: what to draw for each frame; None = frames as read.
         superpixels: folder and settings of the maps, made when missing; needed if `needs` names superpixels.
+
+    Raises InputError if the maps should have been made by others, and there are none.
     """
 
     reader: Reader
     needs: Needs
     augment: AugmentSettings | None = None
     superpixels: tuple[Path, SuperpixelSettings] | None = None
+
+    def __post_init__(self):
+        if self.needs.superpixels:
+            require_maps(*self.superpixels)
 
     @property
     def ids(self) -> list[str]:

@@ -43,4 +43,17 @@ from slidr.config.settings import (
     WithTeacher,
     WithTraining,
 )
-from slidr.config.tools import Convert, Demo, Env, Evaluate, Export, Features, Knn, Show, Superpixels, Synth, View
+from slidr.config.tools import (
+    Convert,
+    Demo,
+    Env,
+    Evaluate,
+    Export,
+    Features,
+    Knn,
+    Show,
+    Superpixels,
+    Synth,
+    View,
+    Zeroshot,
+)

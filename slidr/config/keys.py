@@ -6,15 +6,21 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
+from data.superpixels import PUBLISHED
+
 # Above these limits numbers overflow what they are stored in, or ask for more than any machine has
 Count = Annotated[int, Field(ge=1, le=10**9)]
 Channels = Annotated[int, Field(ge=1, le=4096)]
 Index = Annotated[int, Field(ge=0, lt=2**63)]
 Processes = Annotated[int, Field(ge=0, le=1024)]
+Pixels = Annotated[int, Field(ge=1, le=16384)]  # along an edge
+Dots = Annotated[int, Field(ge=1, le=2400)]  # an inch
 Positive = Annotated[float, Field(gt=0, le=1e38)]
 NonNegative = Annotated[float, Field(ge=0, le=1e38)]
 Width = Annotated[float, Field(gt=0, le=64)]
+Scale = Annotated[float, Field(gt=0, le=10)]
 Share = Annotated[float, Field(ge=0, le=1)]
+LayerDecay = Annotated[float, Field(gt=0, le=1)]
 Percent = Annotated[float, Field(gt=0, le=100)]
 Degrees = Annotated[float, Field(ge=0, le=180)]
 Metres = Annotated[float, Field(allow_inf_nan=False)]
@@ -43,6 +49,14 @@ def _one_folder(name: str) -> str:
     return name
 
 
+def _kind_of_maps(name: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name) or name.lower() in ("none", "null"):
+        raise ValueError("it names a folder of maps: letters, digits, - and _")
+    if name not in PUBLISHED and name.startswith(tuple(PUBLISHED)):
+        raise ValueError(f"so are computed maps called ({', '.join(PUBLISHED)}); choose another name for others' maps")
+    return name
+
+
 def _part(value: object) -> object:
     part = re.fullmatch(r"(\d+)/(\d+)", str(value))
     if not part or not 1 <= int(part[1]) <= int(part[2]):
@@ -59,6 +73,7 @@ def _rising(ends: tuple[float, float]) -> tuple[float, float]:
 VoxelSize = Annotated[tuple[float, float, float], AfterValidator(_edges)]
 Device = Annotated[str, BeforeValidator(_cuda)]
 FolderName = Annotated[str, AfterValidator(_one_folder)]
+KindOfMaps = Annotated[str, AfterValidator(_kind_of_maps)]
 Part = Annotated[str, BeforeValidator(_part)]  # i/n
 Range = Annotated[tuple[Positive, Positive], AfterValidator(_rising)]
 

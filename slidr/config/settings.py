@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from data.augment import AugmentSettings
 from data.datasets.dataset import ReadOptions
-from data.superpixels import SuperpixelSettings
+from data.superpixels import PUBLISHED, SuperpixelSettings
 from slidr.config.keys import (
     Architecture,
     Area,
@@ -18,12 +18,16 @@ from slidr.config.keys import (
     Count,
     Degrees,
     Device,
+    Dots,
     FolderName,
     Grid,
     Index,
+    KindOfMaps,
+    LayerDecay,
     Names,
     NonNegative,
     Percent,
+    Pixels,
     Positive,
     Processes,
     Range,
@@ -70,7 +74,7 @@ class WithPictures(Settings):
     format: Literal["png", "pdf", "svg"] = key(
         "png", "format of pictures; pdf, svg = that as well, beside the PNG", decides=False
     )
-    dpi: Count = key(110, "dots an inch of the PNG, and of the points in pdf and svg", decides=False)
+    dpi: Dots = key(110, "dots an inch of the PNG, and of the points in pdf and svg", decides=False)
 
 
 class WithRun(WithData, WithPictures):
@@ -136,9 +140,16 @@ class WithSuperpixels(WithData):
     superpixels_folder: Path = key(
         Path("superpixels"), "folder of the maps: <data set>/superpixels_<kind>/<token>.png", decides=False
     )
-    superpixels: Literal["slic", "slic_torch", "felzenszwalb"] = key(
+    superpixels: KindOfMaps = key(
         "slic",
-        "kind of superpixels; slic_torch = our own SLIC: faster, other maps (benchmarks/superpixels.py says how far)",
+        "kind of superpixels: slic | slic_torch (our own SLIC: faster, other maps; benchmarks/superpixels.py says how "
+        "far) | felzenszwalb | the name of others' maps (docs/superpixels.md)",
+    )
+    superpixel_zero: Literal["superpixel", "none"] = key(
+        "superpixel", "others' maps: what the id 0 is; none = its pixels belong to no superpixel"
+    )
+    superpixel_ids: Literal["image", "frame"] = key(
+        "image", "others' maps: frame = the same id in two cameras of a frame is one superpixel, as of classes"
     )
     segments: Count = key(150, "SLIC: superpixels asked for an image")
     compactness: Positive = key(6.0, "SLIC: weight of distance against colour")
@@ -160,7 +171,17 @@ class WithSuperpixels(WithData):
             scale=self.scale,
             min_size=self.min_size,
             shrink=self.superpixel_shrink,
+            zero=self.superpixel_zero,
+            ids=self.superpixel_ids,
         )
+
+    @model_validator(mode="after")
+    def _ids_of_others_maps(self) -> "WithSuperpixels":
+        if self.superpixels in PUBLISHED and (self.superpixel_zero, self.superpixel_ids) != ("superpixel", "image"):
+            raise ValueError(
+                f"`superpixel_zero` and `superpixel_ids` are of others' maps, and `superpixels` is {self.superpixels}"
+            )
+        return self
 
 
 class MethodSettings(WithTraining):
@@ -188,7 +209,9 @@ class WithTeacher(Settings):
     """A method with a frozen image network."""
 
     teacher: str = key("resnet50_moco_v2", "frozen image network, by name; `run.py env` lists them")
-    teacher_weights: str | None = key(None, "none = the public file of that name, random, or a file")
+    teacher_weights: str | None = key(
+        None, "none = the public file of that name, random, or a file: the official one, Hugging Face's or timm's"
+    )
     weights_folder: Path = key(Path("weights"), "folder of downloaded teachers", decides=False)
     dilated: bool = key(
         True, "a ResNet teacher's strides become dilation: features at 1/4; false = they stay (ResNet-50: 1/32)"
@@ -201,7 +224,7 @@ class WithImageNetwork(Settings):
     teacher_weights: str | None = key(None, "of that network: none = those it was pretrained with, random, or a file")
     weights_folder: Path = key(Path("weights"), "folder of downloaded teachers", decides=False)
     dilated: bool = key(True, "as in the model's pretraining (PPKT: false; its recipe says so)")
-    crop: tuple[Count, Count] = key((224, 416), "rows and columns of the pictures that it sees")
+    crop: tuple[Pixels, Pixels] = key((224, 416), "rows and columns of the pictures that it sees")
 
 
 class WithCloudAugmentation(Settings):
@@ -216,7 +239,7 @@ class WithCloudAugmentation(Settings):
 class WithImageAugmentation(WithCloudAugmentation):
     """A method that crops and flips images along with it."""
 
-    crop: tuple[Count, Count] = key((224, 416), "rows and columns of the images that the teacher sees")
+    crop: tuple[Pixels, Pixels] = key((224, 416), "rows and columns of the images that the teacher sees")
     crop_area: Range = key((0.3, 1.0), "least and largest share of an image that a crop takes")
     crop_aspect: Range = key((14 / 9, 17 / 9), "least and largest width of a crop, divided by its height")
     image_shrink: Literal[1, 2] = key(
@@ -242,6 +265,11 @@ class WithImageAugmentation(WithCloudAugmentation):
         )
 
 
+BEST_EPOCH = (
+    "The epoch was chosen on the split that is scored, which flatters; SLidR's published figures are of the last."
+)
+
+
 class Downstream(WithTraining):
     """What linear probing and fine-tuning share."""
 
@@ -253,6 +281,9 @@ class Downstream(WithTraining):
     bn_momentum: Share = key(0.02, "batch-norm momentum of stem, strided, transposed and shortcut layers (blocks: 0.1)")
     batch: Count = key(16, "frames a step")
     augment: bool = key(True, "rotate and flip the cloud")
+    keep: Literal["last", "best"] = key(
+        "last", "epoch that is scored: the last (published), or the best of those validated on the split that is scored"
+    )
     pictures: Index = key(2, "validation frames to draw at the end", decides=False)
     compare: bool = key(
         True, "show the published figures of the same setting, where there are any, beside ours", decides=False
@@ -264,10 +295,18 @@ class Downstream(WithTraining):
         """The split that scores are of."""
         return self.val_split
 
+    @property
+    def remark(self) -> str:
+        """What must be said of the scores."""
+        return BEST_EPOCH if self.keep == "best" else ""
+
 
 class Linprobe(Downstream):
     """Freeze a lidar network, train one linear layer on its features, report mIoU (paper, section 4.2)."""
 
+    head: Literal["linear", "mlp", "batchnorm"] = key(
+        "linear", "linear (published); mlp = two layers, as wide as the features; batchnorm = batch norm, then linear"
+    )
     lr: Positive = key(0.05, "learning rate")
     cache_features: bool = key(
         False, "without augmentation: compute each frame's frozen features once, keep them in memory; changes no result"
@@ -311,6 +350,10 @@ class Fewshot(FewLabels):
     epochs: Count | None = key(None, "passes over the subset; none = 100 on KITTI and at 1 %, else 50")
     lr: Positive | None = key(None, "learning rate of the backbone; none = 0.02 pretrained on nuScenes, else 0.05")
     lr_head: Positive | None = key(None, "learning rate of the last layer; none = 2.0 pretrained, lr from random")
+    layer_decay: LayerDecay = key(
+        1.0,
+        "factor on the backbone's rate from each of its nine parts to the one before, from the last layer backwards",
+    )
     search: bool = key(
         False, "try all pairs of search_lr and search_lr_head (of lr, lr_head where given); goes on", decides=False
     )

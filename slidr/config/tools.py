@@ -3,8 +3,9 @@
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from data.superpixels import PUBLISHED
 from slidr.config.keys import (
     Architecture,
     Count,
@@ -14,7 +15,9 @@ from slidr.config.keys import (
     Metres,
     Names,
     Part,
+    Pixels,
     Positive,
+    Scale,
     VoxelSize,
     Width,
     key,
@@ -32,15 +35,24 @@ class Synth(Settings):
     train_scenes: Count = key(8, "scenes to train on")
     val_scenes: Count = key(3, "held-out scenes")
     frames_per_scene: Count = key(5, "keyframes a scene, half a second apart")
-    image_scale: Positive = key(0.25, "size of the images as a share of 1600 x 900 (KITTI: 1242 x 375)")
-    azimuths: Count = key(512, "lidar columns a turn (32 beams)")
+    image_scale: Scale = key(0.25, "size of the images as a share of 1600 x 900 (KITTI: 1242 x 375)")
+    azimuths: Pixels = key(512, "lidar columns a turn (32 beams)")
 
 
 class Superpixels(WithSuperpixels):
-    """Compute the superpixel maps of a data set ahead of pretraining."""
+    """Compute the superpixel maps of a data set ahead of pretraining, or import those that others made."""
 
+    maps: Path | None = key(None, "folder of maps that others made: import them as those that --superpixels names")
     split: str = key("all", "split whose images to segment")
     shard: Part = key("1/1", "i/n = the i-th of n machines that share the images")
+
+    @model_validator(mode="after")
+    def _maps_of_a_name(self) -> "Superpixels":
+        if self.maps and self.superpixels in PUBLISHED:
+            raise ValueError("imported maps need a name of their own: pass --superpixels sam, say, with `maps`")
+        if not self.maps and self.superpixels not in PUBLISHED:
+            raise ValueError(f"{self.superpixels} is not computed, as {', '.join(PUBLISHED)} are: pass --maps FOLDER")
+        return self
 
 
 class Evaluate(WithRun):
@@ -93,6 +105,28 @@ class Knn(WithRun):
     per_class: Count | None = key(
         256, "labelled points of the first frame kept of each class, drawn by the seed; none = all, which is exact"
     )
+
+
+class Zeroshot(WithRun, WithImageNetwork):
+    """Classify points by example images of each class, and report mIoU (--prototypes auto: a self-test by labels)."""
+
+    weights: str | None = key(None, "model.pt pretrained with images; none = the newest pretraining under --output")
+    prototypes: str = key(
+        "auto",
+        "folder of <class>/*.jpg or .png, or .npz or .safetensors with the teacher's features [n, C] a class; auto = "
+        "pieces of training images cut by the points' labels: a self-test of the machinery",
+    )
+    split: str = key("val", "split to score")
+    train_split: str = key("train", "auto: split whose images are cut")
+    per_class: Annotated[Count, Field(ge=2)] = key(20, "auto: most examples of a class")
+    frames: Count = key(100, "auto: most frames that are cut, drawn by the seed")
+    crop: tuple[Count, Count] = key((224, 224), "rows and columns that each example is resized to")
+    pictures: Index = key(2, "frames to draw", decides=False)
+
+    @property
+    def scored(self) -> str:
+        """The split that scores are of."""
+        return self.split
 
 
 class View(WithSuperpixels, WithImageNetwork):

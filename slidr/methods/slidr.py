@@ -37,12 +37,13 @@ class SLidR(ImageMethod):
         points, voxels = self.student(batch)
         pixels = self.images(batch.images)
         pairs = replace(batch.pairs, point=voxels.inverse[batch.pairs.point])
-        superpoints, superpixels = pool_superpixels(points, pixels, batch.superpixels, pairs)
+        frame = batch.image_frame if self.settings.superpixel_ids == "frame" else None
+        superpoints, superpixels = pool_superpixels(points, pixels, batch.superpixels, pairs, frame)
         contrast = gathered_infonce if self.settings.gather_negatives and self.training else infonce
         loss, accuracy = contrast(superpoints, superpixels, self.settings.temperature)
         return Step(loss, {"pairs": len(pairs), "superpixels": len(superpoints), "accuracy": accuracy})
 
     def describe(self) -> dict[str, str]:
         """The student, the teacher, the superpixels and how they are pooled."""
-        maps = f"{self.settings.superpixels} in {self.maps[0]}"
+        maps = f"{self.maps[1]} in {self.maps[0]}"
         return super().describe() | {"superpixels": maps, "pooling": POOLING_BACKEND}

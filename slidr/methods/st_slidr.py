@@ -44,8 +44,9 @@ class STSLidR(ImageMethod):
         points, voxels = self.student(batch)
         features = self.images.teacher(batch.images)
         pairs = replace(batch.pairs, point=voxels.inverse[batch.pairs.point])
-        k, q = pool_superpixels(points, self.images.head(features), batch.superpixels, pairs)
-        seen = F.normalize(coarse_means(features, batch.superpixels, pairs), dim=1)
+        groups = batch.superpixels, pairs, batch.image_frame if s.superpixel_ids == "frame" else None
+        k, q = pool_superpixels(points, self.images.head(features), *groups)
+        seen = F.normalize(coarse_means(features, *groups), dim=1)
         there = seen.any(1)  # a superpixel too small for the teacher's resolution has no feature, and is left out
         k, q, seen = k[there], q[there], seen[there]
         likeness = seen @ seen.T
@@ -57,5 +58,5 @@ class STSLidR(ImageMethod):
     def describe(self) -> dict[str, str]:
         """The student, the teacher, the superpixels, and what is tolerated."""
         s = self.settings
-        maps = f"{s.superpixels} in {self.maps[0]}, the most alike {s.tolerance:.0%} {s.excluded}"
+        maps = f"{self.maps[1]} in {self.maps[0]}, the most alike {s.tolerance:.0%} {s.excluded}"
         return super().describe() | {"superpixels": maps, "pooling": POOLING_BACKEND}

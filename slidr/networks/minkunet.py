@@ -106,6 +106,11 @@ class MinkUNet(nn.Module):
         self.channels = channels
         self.final = None if out_channels is None else SparseConv3d(channels, out_channels, 1, bias=True)
 
+    def parts(self) -> list[list[nn.Parameter]]:
+        """All parameters but the last layer's, by depth: the stem, four parts of the encoder, four of the decoder."""
+        stages = [("conv0p1s1", "bn0"), *self.down, *self.up]
+        return [[p for name in names for p in getattr(self, name).parameters()] for names in stages]
+
     def backbone(self, x: SparseTensor) -> SparseTensor:
         """`[V, in_channels]` at stride 1 -> features `[V, 96]` (at width 1) before the last layer."""
         x = self.bn0(self.conv0p1s1(x), relu=True)

@@ -12,6 +12,8 @@ Layers are a list of {"weight": [out, in], "bias": [out]} with a ReLU between on
 L2-normalised point_head(backbone); similarity to an image is that to normalised image_head(teacher).
 """
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -21,7 +23,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, 
 from data.files import InputError
 from slidr.networks.detector import BirdsEyeHead, Detector, DetectorSpec
 from slidr.networks.minkunet import UNREAD
-from slidr.networks.student import Student, StudentSpec
+from slidr.networks.student import RowNorm, Student, StudentSpec
 from slidr.tensor_files import as_weights, read_tensors, write_tensors
 
 POINT = "x", "y", "z", "intensity"  # what a network takes of a point
@@ -78,11 +80,16 @@ class Pretraining(_Part):
 
 
 class TaskRecord(_Part):
-    """What a network was trained for, which decides the published figures that stand beside its own."""
+    """What a network was trained for, and how, which decides what published figures say beside its own.
+
+    head: of a probe. epoch: "last", or "best" on the split that it was validated on.
+    """
 
     stage: Name
     dataset: Name
     pct: FiniteFloat
+    head: Name = "linear"
+    epoch: Name = "last"
 
 
 class DetectorPart(_Part):
@@ -124,9 +131,16 @@ def head_layers(student: Student) -> Layers:
 
 
 def layers_of(head: torch.nn.Sequential) -> Layers:
-    """The layers of a head (`slidr.networks.student.make_head`)."""
-    linear = (layer for layer in head if isinstance(layer, torch.nn.Linear))
-    return [{"weight": layer.weight.detach().cpu(), "bias": layer.bias.detach().cpu()} for layer in linear]
+    """The layers of a head (`slidr.networks.student.make_head`); its batch norm, as in eval mode, joins the first."""
+    linear = [layer for layer in head if isinstance(layer, torch.nn.Linear)]
+    layers = [{"weight": layer.weight.detach().cpu(), "bias": layer.bias.detach().cpu()} for layer in linear]
+    if isinstance(head[0], RowNorm):
+        bn, first = head[0].bn, layers[0]
+        scale = bn.weight.detach().double() / (bn.running_var.double() + bn.eps).sqrt()
+        shift = bn.bias.detach().double() - bn.running_mean.double() * scale
+        weight, bias = first["weight"].double() * scale.cpu(), first["bias"] + first["weight"].double() @ shift.cpu()
+        layers[0] = {"weight": weight.to(first["weight"]), "bias": bias.to(first["bias"])}
+    return layers
 
 
 def parameter_shapes(spec: StudentSpec, out_channels: int | None) -> dict[str, torch.Tensor]:
@@ -229,20 +243,17 @@ def _require_fit(path: Path, weights: dict[str, torch.Tensor], own: dict[str, to
             )
 
 
-def load_segmenter(model: Model, path: Path) -> Student:
-    """The student of a model.pt with its linear `class_head` as the last layer.
+def load_segmenter(model: Model, path: Path) -> tuple[Student, Callable[[torch.Tensor], torch.Tensor]]:
+    """The student of a model.pt without a last layer, and its `class_head`: features `[V, C]` -> logits `[V, K]`.
 
-    Raises InputError if it has none, or one of several layers.
+    Raises InputError if it has none.
     """
-    if not model.class_head or len(model.class_head) > 1:
-        what = f"comes from {model.stage}" if not model.class_head else "has a class_head of several layers"
+    if not model.class_head:
         raise InputError(
-            f"{path} {what}, where one layer to classes is needed; name a model.pt of linprobe or fewshot."
+            f"{path} comes from {model.stage}, where layers to classes are needed; name a model.pt of linprobe or "
+            "fewshot."
         )
-    (head,) = model.class_head
-    student = load_student(model, path, len(head["bias"]), bn_momentum=0.02)
-    student.network.final.load_state_dict({"weight": head["weight"].T[None], "bias": head["bias"]})
-    return student
+    return load_student(model, path, None, bn_momentum=0.02), partial(apply_layers, model.class_head)
 
 
 def load_detector(model: Model, path: Path) -> Detector:

@@ -99,8 +99,7 @@ class _SharedLayer(nn.Module):
         self.norm = BatchNorm(channels)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        rows = self.norm(_Rows(self.linear(x).flatten(0, -2)), relu=True).features
-        return rows.view(*x.shape[:-1], -1)
+        return self.norm.of_rows(self.linear(x).flatten(0, -2), relu=True).view(*x.shape[:-1], -1)
 
 
 @dataclass
@@ -108,9 +107,6 @@ class _Rows:
     """Rows `[N, C]` where the engine expects the features of voxels."""
 
     features: torch.Tensor
-
-    def with_features(self, features: torch.Tensor) -> "_Rows":
-        return _Rows(features)
 
 
 def select(values: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:

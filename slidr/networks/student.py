@@ -10,7 +10,7 @@ from data.files import InputError
 from data.frame import Batch
 from slidr.config import Architecture, Grid, VoxelSize, Width
 from slidr.networks.minkunet import STRIDES, MinkUNet
-from triton_kernels import CartesianGrid, CylindricalGrid, SparseTensor, Voxels, voxelize
+from triton_kernels import BatchNorm, CartesianGrid, CylindricalGrid, SparseTensor, Voxels, voxelize
 
 
 class StudentSpec(BaseModel):
@@ -106,8 +106,18 @@ def of_points(values: torch.Tensor, inverse: torch.Tensor, missing: float) -> to
     return torch.cat((values, values.new_full((1, *values.shape[1:]), missing)))[inverse]
 
 
-def make_head(channels: int, out: int, hidden: int | None = None) -> nn.Sequential:
-    """A head `[N, channels]` -> `[N, out]`: one linear layer, or two with a ReLU between them."""
+def make_head(channels: int, out: int, hidden: int | None = None, norm: bool = False) -> nn.Sequential:
+    """A head `[N, channels]` -> `[N, out]`: one linear layer, or two with a ReLU between them; `norm` = after a
+    batch norm."""
+    layers = [RowNorm(channels)] if norm else []
     if hidden is None:
-        return nn.Sequential(nn.Linear(channels, out))
-    return nn.Sequential(nn.Linear(channels, hidden), nn.ReLU(), nn.Linear(hidden, out))
+        return nn.Sequential(*layers, nn.Linear(channels, out))
+    return nn.Sequential(*layers, nn.Linear(channels, hidden), nn.ReLU(), nn.Linear(hidden, out))
+
+
+class RowNorm(BatchNorm):
+    """The engine's batch norm of plain rows `[N, C]`: unlike torch's, one over several processes on CPUs, too."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Normalized rows."""
+        return self.of_rows(x)

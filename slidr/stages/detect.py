@@ -32,7 +32,7 @@ def run(settings: Detect) -> Outcome:
     student, pretraining = starting_student(settings, None)
     spec = DetectorSpec(**{name: getattr(settings, name) for name in DetectorSpec.model_fields})
     task = Detection(Detector(student, reader.dataset.boxes, spec).to(device), reader)
-    record = TaskRecord(stage="detect", dataset=reader.dataset.name, pct=settings.pct)
+    record = TaskRecord(stage="detect", dataset=reader.dataset.name, pct=settings.pct, epoch=settings.keep)
     learner = DetectionLearner(settings, task, record, pretraining)
     log = Run("detect", settings)
     record_share(log, settings, subset)

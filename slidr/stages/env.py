@@ -26,5 +26,6 @@ def run(settings: Env) -> None:
         print(f"cuda:{i} {torch.cuda.get_device_name(i)}")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     print(f"engine: {backend.describe(device)}\npooling: {POOLING_BACKEND}\nteachers:")
+    print("  (--teacher_weights FILE: .pth or .safetensors, of a ViT also those of Hugging Face and timm)")
     for name, entry in TEACHERS.items():
         print(f"  {name:<24} {entry.where(settings.weights_folder)}")

@@ -27,7 +27,8 @@ def run(settings: Evaluate) -> Outcome:
         )
     model = read_model(path)
     detects = model.detector is not None
-    network = (load_detector if detects else load_segmenter)(model, path).to(device)
+    network, *head = (load_detector(model, path),) if detects else load_segmenter(model, path)
+    network = network.to(device)
     if settings.subset and settings.submission:
         raise InputError("`submission` needs the whole split; drop `subset`.")
     if settings.submission and distributed.world() > 1:
@@ -58,7 +59,7 @@ def run(settings: Evaluate) -> Outcome:
         raise InputError(f"{settings.dataset} has no benchmark server, hence no files for it; drop --submission.")
     submission = writer(settings.submission, reader, settings.split) if settings.submission else None
 
-    task = (Detection if detects else Segmentation)(network, reader)
+    task = (Detection if detects else Segmentation)(network, reader, *head)
     log = Run("evaluate", settings)
     log.start(
         data=f"{settings.dataset}: {counted(len(reader), 'frame')} to evaluate on",

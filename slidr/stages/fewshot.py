@@ -51,7 +51,7 @@ def run(settings: Fewshot) -> Outcome:
     subset = share_of(train_reader, settings)
     student, pretraining = starting_student(settings, len(reader.dataset.classes))
     task = Segmentation(student.to(device), reader)
-    record = TaskRecord(stage="fewshot", dataset=reader.dataset.name, pct=settings.pct)
+    record = TaskRecord(stage="fewshot", dataset=reader.dataset.name, pct=settings.pct, epoch=settings.keep)
     learner = FineTuning(settings, task, record, pretraining)
     log = Run("fewshot", settings)
     record_share(log, settings, subset)

@@ -22,8 +22,11 @@ def run(settings: Linprobe) -> Outcome:
     if settings.seeds > 1:
         return repeat("linprobe", run, settings, partial(published_rows, settings, reader, None))
 
-    student, pretraining = starting_student(settings, len(reader.dataset.classes))
+    last = len(reader.dataset.classes) if settings.head == "linear" else None
+    student, pretraining = starting_student(settings, last)
     task = Segmentation(student.to(device), reader)
-    record = TaskRecord(stage="linprobe", dataset=reader.dataset.name, pct=100.0)
+    record = TaskRecord(
+        stage="linprobe", dataset=reader.dataset.name, pct=100.0, head=settings.head, epoch=settings.keep
+    )
     probe = LinearProbe(settings, task, record, pretraining)
     return train(Run("linprobe", settings), settings, probe, segmentation_loader, train_reader, source, device)

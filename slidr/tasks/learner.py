@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Protocol
 
+import torch
+
 from data.datasets.dataset import Reader
 from slidr.config import Downstream
 from slidr.networks.model_file import InputMeaning, Pretraining, TaskRecord, backbone_weights, write_model
@@ -40,6 +42,10 @@ class TaskLearner(Learner):
 
     def heads(self) -> dict:
         """What model.pt holds beside the backbone, as parts of `slidr.networks.model_file.Model`."""
+        raise NotImplementedError
+
+    def task_of(self, path: Path, device: torch.device) -> TrainedTask:
+        """The task with the network of a model.pt that this learner wrote, on `device`."""
         raise NotImplementedError
 
     def write_model(self, path: Path) -> None:

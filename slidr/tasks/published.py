@@ -105,6 +105,10 @@ def _differences(source: dict, model: Model, dataset: str, frames: int) -> str:
         (ours, f"on {source['pretrained_on']}", pretrained and pretrained.dataset == source["pretrained_on"]),
     ]
     differ = [f"ours {mine}, theirs {other}" for mine, other, same in pairs if not same]
+    if model.task.head != "linear":
+        differ.append(f"ours a probe with the head {model.task.head}, theirs linear")
+    if model.task.epoch != "last":
+        differ.append("ours of the best epoch, theirs of the last")
     same = [mine for mine, _, same in pairs if same]
     text = f"What differs: {'; '.join(differ)}." if differ else "Nothing known differs."
     return text + (f" The same: {', '.join(same)}." if same else "")

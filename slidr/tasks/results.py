@@ -16,12 +16,13 @@ from slidr.training import Run
 
 def finish(
     log: Run,
-    settings: config.Downstream | config.Evaluate,
+    settings: config.Downstream | config.Evaluate | config.Zeroshot,
     task: Task,
     reader: Reader,
     scores: Scores | None,
     weights: str,
     model: Path | None = None,
+    remark: str = "",
 ) -> Outcome:
     """Draw, report and print (the first process alone); the run is finished then.
 
@@ -30,6 +31,7 @@ def finish(
         scores: None if there was nothing to score against.
         weights: what was scored, or what the run began with.
         model: model.pt of the network that was scored; what it was trained for decides the published rows.
+        remark: what else is to be said of the scores.
     """
     if not log.first:
         return Outcome(scores, log.folder)
@@ -43,6 +45,7 @@ def finish(
             pictures.curves(log.rows, log.folder / "curves.png", scores.unit)
             drawn.insert(0, "curves.png")
             log.show(log.rows[-1]["step"], *drawn)
+    text += f"\n\n{remark}" if remark else ""
     log.finish(
         f"# {log.stage} {log.folder.name}\n\n"
         f"Weights: {weights}. Split: {settings.scored}, {report.counted(len(reader), 'frame')}.\n\n{text}\n\n"

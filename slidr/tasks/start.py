@@ -42,7 +42,7 @@ def choose_weights(stage: str, settings: config.Downstream, run: str | None = No
 
 
 def starting_student(settings: config.Downstream, out_channels: int | None) -> tuple[Student, Pretraining | None]:
-    """The network of the settings' weights with a new last layer, or none, and how it was pretrained, as far as known.
+    """The network of the settings' weights with a new last layer, if any, and how it was pretrained, if known.
 
     Raises InputError if the weights cannot be used, or have another architecture or other voxels than the settings.
     """

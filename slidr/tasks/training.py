@@ -1,17 +1,20 @@
 """One training run of a task, from its first line to its report."""
 
+import math
+import shutil
 from collections.abc import Callable
 
 import torch
 
 from data.datasets.dataset import Reader
+from data.files import InputError, atomic_write
 from data.loading import Loader
 from slidr.config import Downstream
 from slidr.report import counted
-from slidr.tasks.learner import TaskLearner
+from slidr.tasks.learner import TaskLearner, TrainedTask
 from slidr.tasks.results import finish
 from slidr.tasks.scores import Outcome, Scores
-from slidr.training import Run, arithmetic, fit
+from slidr.training import Run, arithmetic, distributed, fit
 from triton_kernels import backend
 
 
@@ -24,7 +27,7 @@ def train(
     source: str,
     device: torch.device,
 ) -> Outcome:
-    """Train, validate, score at the end, report.
+    """Train, validate, score the last epoch or the best one (`settings.keep`), report.
 
     Args:
         log: the run.
@@ -51,8 +54,29 @@ def train(
         return found[epoch].row()
 
     fit(log, settings, learner, loader, validate)
-    # a run that was cut off after its last validation has none
-    scores = found[settings.epochs] if settings.epochs in found else task.evaluate(val_loader)
-    if log.first:
-        learner.write_model(log.folder / "model.pt")
-    return finish(log, settings, task, task.reader, scores, settings.weights, log.folder / "model.pt")
+    model, scores, remark = log.folder / "model.pt", found.get(settings.epochs), ""
+    if settings.keep == "best":
+        task, epoch = best_of(log, learner, device)
+        scores, remark = None, f"Scored is epoch {epoch} of {settings.epochs}. {settings.remark}"
+    scores = scores or task.evaluate(val_loader)  # a run that was cut off after its last validation has none either
+    if log.first and settings.keep == "best":
+        with atomic_write(model) as temporary:
+            shutil.copyfile(log.folder / "best.pt", temporary)
+    elif log.first:
+        learner.write_model(model)
+    return finish(log, settings, task, task.reader, scores, settings.weights, model, remark)
+
+
+def best_of(log: Run, learner: TaskLearner, device: torch.device) -> tuple[TrainedTask, int]:
+    """The task with the network of best.pt, and the epoch, counted from 1, that it is of.
+
+    Raises InputError if best.pt could not be written, or the log has lost its validations.
+    """
+    path, figure = log.folder / "best.pt", learner.best[0]
+    with distributed.first_goes_first():  # the first process writes it
+        task = learner.task_of(path, device)
+    validated = [row for row in log.rows if math.isfinite(row.get(figure, math.nan))]
+    if not validated:
+        raise InputError(f"{log.folder / 'metrics.jsonl'} has lost the figures of its validations; start a new run.")
+    best = max(validated, key=lambda row: row[figure])
+    return task, best["epoch"] + 1

@@ -2,6 +2,7 @@
 
 import hashlib
 import http.client
+import re
 import time
 import urllib.request
 from dataclasses import dataclass
@@ -36,7 +37,7 @@ class Entry:
     def where(self, folder: Path) -> str:
         """Where its weights are, for `run.py env`."""
         if self.url is None:
-            return "no public weights: --teacher_weights random or FILE"
+            return "no public weights: --teacher_weights FILE, or random"
         file = folder / self.url.rsplit("/", 1)[1]
         if file.exists():
             return f"in {file}"
@@ -167,35 +168,103 @@ def _download(url: str, path: Path, most: int) -> str:
     return digest.hexdigest()
 
 
-_PREFIXES = "module.", "_orig_mod.", "model.", "teacher.", "encoder_q.", "base_encoder.", "backbone.", "encoder."
+_PREFIXES = (
+    *("module.", "_orig_mod.", "model.", "teacher.", "encoder_q.", "base_encoder.", "backbone.", "encoder."),
+    *("dinov2_with_registers.", "dinov2.", "dinov3_vit.", "vit.", "embeddings."),  # transformers
+)
 _OTHERS = (  # beside the backbone: heads, queues, and the networks that a teacher was trained with
     *("fc.", "head.", "heads.", "mlp_head.", "projection_head.", "prototypes.", "encoder_k.", "queue", "mask_token"),
-    *("student.", "momentum_encoder.", "predictor.", "dino_head.", "ibot_head."),
+    *("student.", "momentum_encoder.", "predictor.", "dino_head.", "ibot_head.", "classifier.", "pooler."),
+    *("rope", "local_cls_norm."),  # DINOv3: fixed frequencies, and a norm of training alone
+)
+_NAMES = (  # of a ViT's weights in transformers and timm, and the official ones, which are ours
+    (r"^position_embeddings$", "pos_embed"),
+    (r"^patch_embeddings\.(projection\.)?", "patch_embed.proj."),
+    (r"^layernorm\.", "norm."),
+    (r"^layer\.(\d+)\.", r"blocks.\1."),
+    (r"\.layernorm_before\.", ".norm1."),
+    (r"\.layernorm_after\.", ".norm2."),
+    (r"\.attention\.(attention\.)?([qkv])(uery|ey|alue|_proj)\.", r".attn.\2."),
+    (r"\.attn\.([qkv])_bias$", r".attn.\1.bias"),
+    (r"\.attention\.(output\.dense|o_proj)\.", ".attn.proj."),
+    (r"\.(intermediate\.dense|mlp\.up_proj)\.", ".mlp.fc1."),
+    (r"\.(output\.dense|mlp\.down_proj)\.", ".mlp.fc2."),
+    (r"\.layer_scale(\d)\.lambda1$|\.gamma_(\d)$", r".ls\1\2.gamma"),
 )
 
 
 def load_weights(network: nn.Module, path: Path) -> None:
-    """Put a checkpoint of any public layout into the network; InputError names the first key that does not fit."""
+    """Put a checkpoint of any public layout into the network; InputError names the first key that does not fit.
+
+    A ViT's may have the official names (DINO, DINOv2, DINOv3), those of Hugging Face's transformers, or timm's.
+    """
     content = read_tensors(path, "state_dict", "teacher", "model")
     own, found, names = network.state_dict(), {}, {}
     for key, value in content.items():
         bare = key
         while bare not in own and (prefix := next((p for p in _PREFIXES if bare.startswith(p)), None)):
             bare = bare[len(prefix) :]
-        if bare in own and bare in found:
+        if isinstance(network, VisionTransformer) and bare not in own:
+            bare = _official(bare, own)
+        if bare in found and not bare.startswith(_OTHERS):
             raise InputError(f"{path} holds `{names[bare]}` and `{key}`, which both mean `{bare}`; remove one of them.")
         found[bare], names[bare] = value, key
+    if isinstance(network, VisionTransformer):
+        _join(found, own, path)
     for key, value in own.items():
         if key.endswith("num_batches_tracked"):
             found.setdefault(key, value)  # older files lack it, and eval mode never reads it
-        if not isinstance(found.get(key), torch.Tensor):
-            raise InputError(f"{path} lacks the key `{key}`; is it a checkpoint of this teacher?")
-        if found[key].shape != value.shape:
-            raise InputError(
-                f"{path}: `{key}` has shape {list(found[key].shape)}, this teacher needs {list(value.shape)}."
-            )
+        _require(found, key, value.shape, path)
     for key in sorted(found.keys() - own.keys()):
         if not key.startswith(_OTHERS):
-            raise InputError(f"{path} holds the unknown key `{key}`; is it a checkpoint of this teacher?")
+            raise InputError(f"{path} holds the unknown key `{names[key]}`; is it a checkpoint of this teacher?")
     counters = {key: value for key, value in own.items() if not value.is_floating_point()}
     network.load_state_dict(counters | as_weights(path, {key: found[key] for key in own.keys() - counters.keys()}))
+
+
+def _require(found: dict, key: str, shape: torch.Size, path: Path) -> torch.Tensor:
+    """The tensor of that key. Raises InputError if there is none, or if it has another shape."""
+    if not isinstance(found.get(key), torch.Tensor):
+        raise InputError(f"{path} lacks the key `{key}`; is it a checkpoint of this teacher?")
+    if found[key].shape != shape:
+        raise InputError(f"{path}: `{key}` has shape {list(found[key].shape)}, this teacher needs {list(shape)}.")
+    return found[key]
+
+
+def _official(key: str, own: dict) -> str:
+    """The official name of what transformers or timm call `key`; `key` itself if it is none of theirs."""
+    if key in ("register_tokens", "reg_token"):
+        return "storage_tokens" if "storage_tokens" in own else "register_tokens"
+    for theirs, official in _NAMES:
+        key = re.sub(theirs, official, key)
+    return key
+
+
+def _join(found: dict, own: dict, path: Path) -> None:
+    """What transformers and timm store in parts becomes whole, in `found`, under its official name.
+
+    Queries, keys and values are three matrices in transformers, and three biases in timm. DINOv3's keys have no bias:
+    its official files hold one, and a mask that says so (`LinearKMaskedBias`); timm's hold none at all where all are
+    zero. DINOv2 with registers lacks the class token's position in timm, which has added it to the token.
+    """
+    places = found.get("pos_embed")
+    if "register_tokens" in own and isinstance(places, torch.Tensor) and places.dim() == 3:
+        if places.shape[1] == own["pos_embed"].shape[1] - 1:
+            found["pos_embed"] = torch.cat((places.new_zeros(1, 1, places.shape[2]), places), 1)
+    keys_unbiased = "storage_tokens" in own
+    none_biased = keys_unbiased and not any(re.search(r"\.attn\.(qkv|q|v)\.bias(_mask)?$", key) for key in found)
+    for key in [key for key in own if ".attn.qkv." in key]:
+        rows, *columns = own[key].shape
+        part, parts = torch.Size((rows // 3, *columns)), [key.replace("qkv", name) for name in "qkv"]
+        whole = key in found
+        if not whole and keys_unbiased and key.endswith("bias") and (none_biased or parts[0] in found):
+            for name in parts if none_biased else parts[1:2]:
+                found.setdefault(name, torch.zeros(part))
+        if not whole and any(name in found for name in parts):
+            weights = as_weights(path, {name: _require(found, name, part, path) for name in parts})
+            found[key] = torch.cat(list(weights.values()))
+            for name in parts:
+                del found[name]
+        if found.pop(f"{key}_mask", None) is not None:
+            found[key] = _require(found, key, own[key].shape, path).clone()
+            found[key][rows // 3 : 2 * rows // 3] = 0

@@ -86,8 +86,8 @@ def test_boxes_are_read_only_where_they_are_asked_for(small_world):
         ({"translation": [0, 1e39, 0]}, "the annotation {token} is broken: it is a kilometre away, or as large"),
         ({"size": "large"}, "the annotation {token} is broken: .*'large'"),
         ({"size": None}, "the annotation {token} is broken: it has no three sizes"),
-        ({"rotation": None}, "the tables in .* do not fit together"),
-        ({"instance_token": "gone"}, "the tables in .* do not fit together .*gone"),
+        ({"rotation": None}, "the annotations cannot be read: .*NoneType"),
+        ({"instance_token": "gone"}, "the annotations cannot be read: .*gone"),
     ],
 )
 def test_a_broken_annotation_is_named(small_world, change, sentence):
@@ -100,6 +100,15 @@ def test_a_broken_annotation_is_named(small_world, change, sentence):
         assert reader.read(0, Needs()).boxes is None  # who needs no boxes reads on
         for i in range(len(reader)):
             reader.read(i, NEEDS)
+
+
+def test_only_who_asks_for_boxes_hears_of_a_truncated_table(small_world):
+    file = small_world / "nuscenes" / TABLE
+    file.write_bytes(file.read_bytes()[:1000])
+    reader = NuScenes(small_world / "nuscenes", "all")
+    assert len(reader.read(0, Needs(labels=True)).labels)
+    with pytest.raises(InputError, match="the annotations cannot be read: .*sample_annotation.json"):
+        reader.read(0, NEEDS)
 
 
 def test_frames_without_objects_and_tables_without_annotations(small_world):

@@ -522,6 +522,7 @@ def without_effect(settings: config.Settings) -> set[str]:
     if hasattr(settings, "superpixels"):
         of_felzenszwalb = {"scale", "min_size"}
         unused |= {"segments", "compactness"} if settings.superpixels == "felzenszwalb" else of_felzenszwalb
+        unused |= {"superpixel_zero", "superpixel_ids"}  # of others' maps
     return unused
 
 
@@ -543,7 +544,8 @@ def test_a_recipe_states_every_key_that_decides_a_figure(folder, name):
         below = config.read_yaml(path.parent / f"{base}.yaml")
         repeated = {key for key in own.keys() & below.keys() if own[key] == below[key]}
         assert repeated <= {"method", "dataset"}, "a recipe with a base states what differs"
-    assert name.startswith(f"{settings.method}_{settings.dataset}" if folder == "pretrain" else settings.dataset)
+    whose = f"{settings.method}_{settings.dataset}" if folder == "pretrain" else settings.dataset
+    assert name.startswith((whose, f"scalr_{whose}"))  # a task's recipe may be another method's than the first one's
 
 
 # What is published
@@ -653,10 +655,38 @@ def test_the_published_superpixel_settings():
     assert (s.kind, s.scale, s.sigma, s.min_size) == ("felzenszwalb", 300, 0.35, 4000)
 
 
+def test_others_maps_have_names_and_keys_of_their_own():
+    text = "sam, 0 is none, ids shared by the cameras of a frame"
+    words = "--superpixels", "sam", "--superpixel_zero", "none", "--superpixel_ids", "frame"
+    s = load("pretrain", *words).superpixel_settings()
+    assert (s.kind, s.zero, s.ids, str(s)) == ("sam", "none", "frame", text)
+    assert "are of others' maps, and `superpixels` is slic" in refused("pretrain", *words[2:])
+    assert "imported maps need a name of their own" in refused("superpixels", "--maps", "x")
+    assert "sam is not computed, as slic, slic_torch, felzenszwalb are" in refused("superpixels", *words[:2])
+    for name in ("../sam", "a b", ".", "none", "slic_100_6_3", "slik/"):
+        assert "`superpixels` cannot be" in refused("pretrain", f"--superpixels={name}")
+
+
 def test_the_papers_own_cuboid_is_an_option():
     for words, wanted in (([], (0.2, False)), (["--cuboid", "0.1", "--paper_cuboid"], (0.1, True))):
         asked = load("pretrain", "slidr_nuscenes", *words).augment_settings(train=True)
         assert (asked.cuboid, asked.paper_cuboid, asked.min_pairs) == (*wanted, 1024)
+
+
+@pytest.mark.parametrize(
+    ("stage", "word", "limit"),
+    [
+        ("show", "--crop=1000000000,1000000000", "16384"),
+        ("pretrain", "--crop=224,16385", "16384"),
+        ("synth", "--azimuths=16385", "16384"),
+        ("synth", "--image_scale=1000", "10"),
+        ("linprobe", "--dpi=99999999", "2400"),
+        ("knn", "--dpi=2401", "2400"),
+    ],
+)
+def test_sizes_that_no_machine_can_draw_are_refused(capsys, stage, word, limit):
+    assert run.main([stage, word]) == 2
+    assert f"input should be less than or equal to {limit}." in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("stage", run.STAGES)

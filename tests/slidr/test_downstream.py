@@ -251,6 +251,10 @@ def test_a_sentence_says_what_differs_from_published_figures():
     assert "ours res16unet14c of width 0.5, cylindrical voxels 0.1 x 1 x 0.1, theirs res16unet34c of width 1," in text
     assert "ours scored on 33 frames, theirs on 4,071" in text
     assert "ours pretrained with ppkt on kitti, theirs on nuscenes" in text
+    ours = model("linprobe", "nuscenes", 100.0)
+    ours = ours.model_copy(update={"task": ours.task.model_copy(update={"head": "mlp", "epoch": "best"})})
+    text = beside(zeros("nuscenes"), ours, "linprobe", "nuscenes", "val", 6019).sentence
+    assert "ours a probe with the head mlp, theirs linear; ours of the best epoch, theirs of the last." in text
     ours = model("fewshot", "kitti", 1.0, pretraining=None)
     text = beside(zeros("kitti"), ours, "fewshot", "kitti", "val", 4071).sentence
     assert "What differs: ours with no record of a pretraining, theirs on nuscenes." in text
@@ -336,6 +340,15 @@ def test_a_task_with_another_figure_goes_through_a_sweep(toy, tmp_path, capsys):
     assert run.runs[0] == "curve-pretrained-50pct-seed0" and run.runs[2] == "curve-random-50pct-seed3"
     sweep("toy", run, points, folder, lambda *_: None)
     assert len(run.runs) == 8 and capsys.readouterr().out.count("is finished and used as it is") == 8
+
+
+def test_where_the_best_epoch_was_chosen_is_said_of_seeds_and_sweeps(toy, tmp_path):
+    best = toy.model_copy(update={"keep": "best"})
+    repeat("toy", Toy(), best, lambda *_: None)
+    sweep("toy", Toy(), {"random": {100.0: best}}, tmp_path / "toy/curve", lambda *_: None)
+    for name in ("depth", "curve"):
+        assert best.remark in (tmp_path / "toy" / name / "report.md").read_text()
+    assert "chosen on the split that is scored" in best.remark and toy.remark == ""
 
 
 def grid(toy: config.Fewshot, lrs=(0.01, 0.02, 0.1), heads=(1.0, 2.0)) -> dict:

@@ -6,13 +6,9 @@ import io
 import json
 import os
 import random
-import sys
 import urllib.error
 import zlib
-from importlib.abc import Loader, MetaPathFinder
-from importlib.machinery import ModuleSpec
 from pathlib import Path
-from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -86,66 +82,10 @@ def test_features_equal_the_original_on_seeded_weights(shared, file, name, optio
     assert (values - wanted).norm() / wanted.norm() < 2e-5
 
 
-@pytest.fixture(scope="module")
-def timm():
-    """An independent implementation. Of what it imports only its networks are used: for anything else it lacks here
-    (torchvision, the hub's client) stand-ins do."""
-
-    class StandIns(MetaPathFinder, Loader):
-        def find_spec(self, name, path=None, target=None):
-            if name.partition(".")[0] in ("torchvision", "huggingface_hub", "safetensors"):
-                return ModuleSpec(name, self, is_package=True)
-
-        def create_module(self, spec):
-            return MagicMock(name=spec.name, __path__=[], __spec__=spec)
-
-        def exec_module(self, module):
-            pass
-
-    before, finder = set(sys.modules), StandIns()
-    sys.meta_path.append(finder)  # last: what is installed comes first
-    try:
-        yield pytest.importorskip("timm")
-    finally:
-        sys.meta_path.remove(finder)
-        for name in set(sys.modules) - before:
-            if isinstance(sys.modules[name], MagicMock):
-                del sys.modules[name]
-
-
 def randomised(network: torch.nn.Module) -> torch.nn.Module:
     """In eval mode, with weights and statistics far from their initial ones."""
     network.load_state_dict(seeded(network.state_dict(), 3))
     return network.eval()
-
-
-@torch.no_grad()
-def test_resnet_50_is_timms(timm):
-    """The strided one as it is; the dilated one at every eighth position, which dilation leaves as they were."""
-    x = torch.randn(1, 3, 64, 96, generator=torch.Generator().manual_seed(0))
-    strided, dilated = (randomised(build("resnet50_imagenet", dilated=d)) for d in (False, True))
-    theirs = timm.create_model("resnet50", num_classes=0, global_pool="").eval()
-    theirs.load_state_dict(strided.state_dict())
-    wanted = theirs(x)
-    assert wanted.shape == (1, 2048, 2, 3) and wanted.std() > 0.1
-    assert (strided(x) - wanted).norm() < 2e-6 * wanted.norm()
-    assert dilated(x).shape == (1, 2048, 16, 24)
-    assert (dilated(x)[..., ::8, ::8] - wanted).norm() < 2e-6 * wanted.norm()
-
-
-@torch.no_grad()
-@pytest.mark.parametrize(
-    ("name", "patch", "layer_scale"), [("vit_small_patch16_224", 16, False), ("vit_small_patch14_dinov2", 14, True)]
-)
-def test_vits_are_timms(timm, name, patch, layer_scale):
-    """At the size that the position embedding is stored for (DINO interpolates it in its own way, timm in another)."""
-    side = 5 * patch
-    ours = randomised(VisionTransformer(384, 12, 6, patch, side, layer_scale))
-    theirs = timm.create_model(name, img_size=side, num_classes=0, global_pool="").eval()
-    theirs.load_state_dict(ours.state_dict())
-    x = torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(0))
-    wanted = theirs.forward_features(x)[:, 1:].transpose(1, 2).reshape(2, 384, 5, 5)
-    assert wanted.std() > 0.1 and (ours(x) - wanted).norm() < 2e-6 * wanted.norm()
 
 
 def test_the_real_vit_tells_regions_apart(shared):
@@ -346,28 +286,6 @@ def test_a_flipped_byte_is_noticed(small, tmp_path):
         assert all(torch.equal(loaded[key], value) for key, value in small[0].state_dict().items())  # in a gap
 
 
-@pytest.mark.parametrize("layer_scale", [False, True], ids=["DINO", "DINOv2"])
-def test_transformer_checkpoints_load_by_their_public_keys(monkeypatch, tmp_path, layer_scale):
-    """In half precision, with the mask token that DINOv2's files have."""
-    monkeypatch.setitem(TEACHERS, "tiny", Entry((VisionTransformer, 16, 1, 2, 14, 28, layer_scale)))
-    linear = {"attn.qkv": (48, 16), "attn.proj": (16, 16), "mlp.fc1": (64, 16), "mlp.fc2": (16, 64)}
-    shapes = {"cls_token": (1, 1, 16), "pos_embed": (1, 5, 16), "patch_embed.proj.weight": (16, 3, 14, 14)}
-    shapes |= {f"blocks.0.{key}.weight": shape for key, shape in linear.items()}
-    shapes |= {f"blocks.0.{key}.bias": shape[:1] for key, shape in linear.items()}
-    shapes |= {
-        f"{key}.{part}": (16,) for key in ("blocks.0.norm1", "blocks.0.norm2", "norm") for part in ("weight", "bias")
-    }
-    shapes |= {"patch_embed.proj.bias": (16,), "mask_token": (1, 16)}
-    shapes |= {f"blocks.0.{key}.gamma": (16,) for key in ("ls1", "ls2") if layer_scale}
-    content = {key: torch.randn(shape).half() for key, shape in shapes.items()}
-    torch.save(content, tmp_path / "w.pth")
-    loaded = load_teacher("tiny", str(tmp_path / "w.pth")).network.state_dict()
-    assert loaded.keys() == content.keys() - {"mask_token"}
-    assert all(
-        value.dtype == torch.float32 and torch.equal(value, content[key].float()) for key, value in loaded.items()
-    )
-
-
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -449,37 +367,6 @@ def test_late_layers_end_with_the_last(name):
     torch.testing.assert_close(last, teacher(images), atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(load_teacher(name, "random", layer="before_norm")(images), maps[-1])
     assert teacher.identity()["layer"] == "last"
-
-
-@pytest.mark.parametrize(
-    ("name", "trained"), [("vit_small_patch14_reg4_dinov2", 70), ("vit_small_patch16_dinov3_qkvb", None)]
-)
-def test_vits_with_registers_are_timms(timm, name, trained):
-    """DINOv3 at any size; DINOv2 at the one that its position embedding is stored for."""
-    patch = 14 if trained else 16
-    rows, columns = (5, 5) if trained else (4, 7)
-    ours = randomised(VisionTransformer(384, 12, 6, patch, trained, True, 4))
-    sizes = {"img_size": trained} if trained else {}
-    theirs = timm.create_model(name, num_classes=0, global_pool="", **sizes).eval()
-    state = ours.state_dict()
-    if trained:
-        state = {k.replace("register_tokens", "reg_token"): v for k, v in state.items()}
-        state["pos_embed"] = state["pos_embed"][:, 1:]  # theirs adds none to the class token: ours adds it beforehand
-        state["cls_token"] = state["cls_token"] + ours.pos_embed[:, :1]
-    else:
-        for i in range(12):  # the keys' bias is zero there
-            ours.blocks[i].attn.qkv.bias.data[384:768] = 0
-        state = {k: v for k, v in ours.state_dict().items() if not k.endswith("qkv.bias")}
-        for i in range(12):
-            bias = ours.blocks[i].attn.qkv.bias
-            state |= {f"blocks.{i}.attn.q_bias": bias[:384], f"blocks.{i}.attn.v_bias": bias[768:]}
-        renamed = {"storage_tokens": "reg_token", "ls1.gamma": "gamma_1", "ls2.gamma": "gamma_2"}
-        for old, new in renamed.items():
-            state = {k.replace(old, new): v for k, v in state.items()}
-    theirs.load_state_dict(state)
-    x = torch.randn(2, 3, rows * patch, columns * patch, generator=torch.Generator().manual_seed(0))
-    wanted = theirs.forward_features(x)[:, 5:].transpose(1, 2).unflatten(2, (rows, columns))
-    assert wanted.std() > 0.1 and (ours(x) - wanted).norm() < 2e-6 * wanted.norm()
 
 
 def test_position_embeddings_with_registers_are_resized_with_antialiasing():

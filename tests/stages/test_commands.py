@@ -19,8 +19,8 @@ def test_help_lists_the_stages_in_the_order_of_use(command):
     code, out, _ = command("--help")
     assert code == 0
     order = [line.split()[0] for line in out.splitlines()[2:]]
-    before, after = "demo synth superpixels pretrain linprobe fewshot detect", "evaluate show knn view features"
-    assert order == [*before.split(), *after.split(), "convert", "export", "env"]
+    trained, shown = "demo synth superpixels pretrain linprobe fewshot detect", "evaluate show knn zeroshot view"
+    assert order == [*trained.split(), *shown.split(), "features", "convert", "export", "env"]
 
 
 def test_an_unknown_stage_and_an_unknown_key_exit_with_2_and_no_traceback():

@@ -129,13 +129,13 @@ class NuScenes:
     def _annotations(self, row: Index, points: np.ndarray) -> tuple[Boxes | None, Boxes | None]:
         """The boxes of a keyframe, and those to ignore; None where its tables have no annotations at all."""
         names, rows = self._boxes[row["tables"]]
-        if not names:
-            return None, None
         if row["box_fault"]:
             raise InputError(
                 f"{row['box_fault']} (sample_annotation.json, frame {row['token'][0].decode()}): download the tables "
                 "again, or correct that row."
             )
+        if not names:
+            return None, None
         rows, dataset = rows[row["first_box"] : row["last_box"]], self.dataset
         detected = {dataset.categories[i]: [c] for c, _, raw in dataset.table if c in dataset.boxes for i in raw}
 

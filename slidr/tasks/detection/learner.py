@@ -1,9 +1,13 @@
 """What is trained for detection: the whole network and a new head."""
 
+from pathlib import Path
+
+import torch
+
 from data.files import InputError
 from data.frame import Batch
 from slidr.config import Detect
-from slidr.networks.model_file import DetectorPart, Pretraining, TaskRecord
+from slidr.networks.model_file import DetectorPart, Pretraining, TaskRecord, load_detector, read_model
 from slidr.tasks.detection.targets import REGRESSION_WEIGHT, encode, focal_loss, regression_loss
 from slidr.tasks.detection.task import Detection
 from slidr.tasks.learner import TaskLearner
@@ -42,6 +46,10 @@ class DetectionLearner(TaskLearner):
             {"params": list(self.detector.student.parameters()), "lr": lr},
             {"params": list(self.detector.head.parameters()), "lr": self.settings.lr_head or lr},
         ]
+
+    def task_of(self, path: Path, device: torch.device) -> Detection:
+        """See `TaskLearner.task_of`."""
+        return Detection(load_detector(read_model(path), path).to(device), self.task.reader)
 
     def heads(self) -> dict:
         """The head for boxes."""

@@ -28,17 +28,18 @@ NEEDS = Needs(labels=True)
 
 
 class Segmentation:
-    """A network whose last layer gives classes, on a split (the contract: `slidr.tasks.task.Task`).
+    """A network that gives classes, on a split (the contract: `slidr.tasks.task.Task`).
 
     Args:
         student: the network, on its device.
         reader: the split to score and to draw.
+        head: from the backbone's features `[V, C]` to logits `[V, K]`; None = the student's last layer.
     """
 
     needs = NEEDS
 
-    def __init__(self, student: Student, reader: Reader):
-        self.student, self.reader = student, reader
+    def __init__(self, student: Student, reader: Reader, head: Callable[[torch.Tensor], torch.Tensor] | None = None):
+        self.student, self.reader, self.head = student, reader, head
 
     def describe(self) -> str:
         """The network in a few words."""
@@ -47,8 +48,12 @@ class Segmentation:
     @torch.no_grad()
     def logits(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """Logits `[V, K]` of the batch's voxels and the voxel `[N]` of each point; leaves the network in eval mode."""
-        logits, voxels = self.student.eval()(batch)
-        return logits, voxels.inverse
+        student = self.student.eval()
+        if self.head is None:
+            logits, voxels = student(batch)
+            return logits, voxels.inverse
+        x, voxels = student.backbone(batch)
+        return self.head(x.features), voxels.inverse
 
     def evaluate(self, loader: Iterable[Batch], keep: Callable[[str, np.ndarray], None] | None = None) -> Scores:
         """IoU over all raw points: each gets its voxel's prediction (paper, section 4.1). nan without labels.

@@ -1,0 +1,87 @@
+"""Points are classified by example images of each class, with which their features are compared (after IGLOSS)."""
+
+from pathlib import Path
+
+import torch
+
+from data.files import InputError
+from slidr import inference
+from slidr.config import Zeroshot
+from slidr.networks.model_file import apply_layers, newest_model
+from slidr.report import counted
+from slidr.tasks.examples import classifier, cut_examples, patch_features, read_embeddings, read_folder, require_width
+from slidr.tasks.results import finish
+from slidr.tasks.scores import Outcome
+from slidr.tasks.segmentation import Segmentation, open_labelled, segmentation_loader
+from slidr.training import Run, arithmetic, autocast, prepare
+from triton_kernels import backend
+
+SELF_TEST = "The examples were cut from the training images by their points' labels: a self-test of the machinery."
+
+
+def run(settings: Zeroshot) -> Outcome:
+    """Classify and score a split by the settings."""
+    device = prepare(settings)
+    path = Path(settings.weights) if settings.weights else newest_model(settings.output, "pretrain")
+    if path is None:
+        raise InputError(
+            f"there is no pretraining under {settings.output / 'pretrain'}: run `python run.py pretrain` first, or "
+            "pass --weights."
+        )
+    network = inference.load(path, device)
+    if network.model.image_head is None:
+        raise InputError(f"{path} has learned nothing of images; choose --weights that were pretrained with them.")
+    reader = open_labelled(settings, settings.split)
+    classes = reader.dataset.classes
+    examples, about = find_examples(settings, network, classes)
+    head, right = classifier(network, examples, classes)
+    task = Segmentation(network.student, reader, head)
+
+    log = Run("zeroshot", settings)
+    log.start(
+        data=f"{settings.dataset}: {counted(len(reader), 'frame')} to score",
+        weights=path,
+        student=network.student.describe(),
+        examples=about,
+        engine=backend.describe(device),
+        arithmetic=arithmetic(settings, device),
+    )
+    loader = segmentation_loader(settings, device, reader, batch=1, train=False)
+    with autocast(settings, device):
+        scores = task.evaluate(loader)
+    never = [name for name in classes[1:] if name not in examples]
+    remark = (
+        f"{about} Of their own features {right:.0f} % are told right. Never predicted, for lack of examples: "
+        f"{', '.join(never) or 'none'}."
+    )
+    return finish(log, settings, task, reader, scores, str(path), remark=remark)
+
+
+def find_examples(
+    settings: Zeroshot, network: inference.Network, classes: tuple[str, ...]
+) -> tuple[dict[str, torch.Tensor], str]:
+    """Class -> the teacher's features `[n, C]` of its examples, and in a sentence where they come from.
+
+    Raises InputError for examples or an image network that cannot be had.
+    """
+    place = Path(settings.prototypes)
+    if settings.prototypes != "auto" and place.is_file():
+        given = read_embeddings(place, classes)
+        for name, rows in given.items():
+            require_width(network, rows.shape[1], f"`{name}` in {place}")
+        found = {name: apply_layers(network.model.image_head, rows) for name, rows in given.items()}
+        return found, f"Examples: {sum(map(len, found.values())):,} features of {len(found)} classes in {place}."
+    if settings.prototypes != "auto" and not place.is_dir():
+        raise InputError(f"`prototypes` cannot be {place}: it is auto, a folder of <class>/*.jpg, or a .npz file.")
+    teacher, sentence = inference.open_image_network(network.model, settings)
+    if teacher is None:
+        reason = sentence.removeprefix("Pixels have no features: ")
+        raise InputError(f"the image network to compare points with cannot be had: {reason}")
+    if settings.prototypes == "auto":
+        train = open_labelled(settings, settings.train_split)
+        images, said = cut_examples(train, settings.per_class, settings.frames, settings.seed), SELF_TEST
+    else:
+        images, said = read_folder(place, classes), "No label of a point was used."
+    found = {name: patch_features(network, teacher, pieces, settings.crop) for name, pieces in images.items()}
+    what = f"{sum(map(len, images.values())):,} images of {len(images)} classes ({settings.prototypes})"
+    return found, f"Examples: {what}, seen by {teacher.name} ({teacher.source}). {said}"
