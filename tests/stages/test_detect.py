@@ -67,6 +67,7 @@ def test_seeds_and_shares(command):
 
 def test_a_run_that_was_cut_goes_on_with_the_same_bits(command):
     words = [*DETECT, "--pictures=0", "--epochs=2", "--checkpoint_minutes=0", "--keep_checkpoints=9"]
+    words += ["--keep=best", "--min_score=0", "--validate_every=1"]
     for name in ("whole", "cut"):
         code, _, err = command(*words, f"--name={name}")
         assert code == 0, err
