@@ -160,8 +160,12 @@ def write_model(path: Path, **parts: object) -> None:
     """Write the parts of a `Model`."""
     model = Model(**parts)
     content = {name: getattr(model, name) for name in Model.model_fields}
-    plain = {k: v.model_dump() if isinstance(v, BaseModel) else v for k, v in content.items()}
+    plain = {
+        k: v.model_dump(mode="json", exclude={"weights"}) if isinstance(v, BaseModel) else v for k, v in content.items()
+    }
     plain["classes"] = list(model.classes)
+    if model.detector:
+        plain["detector"]["weights"] = model.detector.weights
     write_tensors(path, plain)
 
 
