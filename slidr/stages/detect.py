@@ -20,7 +20,7 @@ def run(settings: Detect) -> Outcome:
     """Fine-tune by the settings; of several seeds the mean, of a sweep the folder alone."""
     device = prepare(settings)
     if settings.sweep:
-        return sweep_shares("detect", run, settings, complete, open_with_boxes(settings, settings.val_split))
+        return sweep_shares("detect", run, settings, complete, open_with_boxes)
     one_weights(settings)
     weights, source = choose_weights("detect", complete(settings), first_run(settings))
     settings = complete(settings.model_copy(update={"weights": weights}))

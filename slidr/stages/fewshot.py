@@ -38,7 +38,7 @@ def run(settings: Fewshot) -> Outcome:
     """Fine-tune by the settings; of several seeds the mean, of a search the best mean, of a sweep the folder alone."""
     device = prepare(settings)
     if settings.sweep and not settings.search:
-        return sweep_shares("fewshot", run, settings, published, open_labelled(settings, settings.val_split))
+        return sweep_shares("fewshot", run, settings, published, open_labelled)
     one_weights(settings)
     if settings.search:
         return run_search(settings)

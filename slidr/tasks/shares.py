@@ -40,7 +40,11 @@ def record_share(log: Run, settings: FewLabels, share: Selection) -> None:
 
 
 def sweep_shares(
-    stage: str, run: Stage, settings: FewLabels, complete: Callable[[FewLabels], FewLabels], reader: Reader
+    stage: str,
+    run: Stage,
+    settings: FewLabels,
+    complete: Callable[[FewLabels], FewLabels],
+    open_split: Callable[[FewLabels, str], Reader],
 ) -> Outcome:
     """Annotation efficiency: fine-tune on every share of `settings.sweep`, from each of the weights and from random.
 
@@ -50,7 +54,7 @@ def sweep_shares(
         stage, run: what is run, and its name.
         settings: of the sweep.
         complete: fills in what the settings leave open.
-        reader: the split that is scored.
+        open_split: opens a split of the data; not before it is known that there are weights.
 
     Raises InputError if the subset is a list, or if two weights have one name.
     """
@@ -68,7 +72,7 @@ def sweep_shares(
     if len(set(names)) < len(names):
         raise InputError(f"of the weights of {', '.join(names)}, two have one name: rename the folder of a run.")
     starts = dict(zip(names if len(names) > 1 else ["pretrained"], pretrained, strict=False)) | {"random": RANDOM}
-    points = {}
+    reader, points = open_split(settings, settings.val_split), {}
     for line, weights in starts.items():
         shape = shape_of(pretrained[0] if weights == RANDOM and pretrained else weights, settings)
         alike = settings.model_copy(update=shape | {"sweep": None, "weights": weights})
