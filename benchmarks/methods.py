@@ -23,7 +23,7 @@ from slidr.tasks.start import RANDOM
 from slidr.training.run_folder import require_same
 
 NAME = "methods"
-METHODS = "pointcontrast", "depthcontrast", "ppkt", "slidr"
+METHODS = "pointcontrast", "depthcontrast", "ppkt", "slidr", "st_slidr", "scalr", "late_layers"
 SCANS_AN_ITEM = {"pointcontrast": 2}  # of the others 1
 TASKS = {"linear probe": (linprobe, config.Linprobe, {}), "fine-tuned on 10 %": (fewshot, config.Fewshot, {"pct": 10})}
 
