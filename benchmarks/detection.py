@@ -12,7 +12,6 @@ as they must be where targets, decoding and metric agree: it writes benchmarks/r
 """
 
 import argparse
-import json
 from statistics import mean, stdev
 
 from benchmarks import record
@@ -43,7 +42,7 @@ def main() -> None:
         return overfit(options)
     common = {"root": options.root, "output": options.output, "threads": options.threads}
     asked = {"passes": options.passes, "steps": options.steps}
-    rows = known_rows(asked)
+    rows = record.known_rows(NAME, asked)
     for seed in range(options.seeds):
         for start in STARTS:
             for pct in map(float, options.pct.split(",")):
@@ -53,13 +52,6 @@ def main() -> None:
                     record.write(NAME, asked | {"rows": rows})
                     print(table(rows), flush=True)
     print(table(rows))
-
-
-def known_rows(asked: dict) -> list[dict]:
-    """The rows that are there already, measured as it is asked for."""
-    path = record.path_of(NAME)
-    found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    return found["rows"] if asked.items() <= found.items() else []
 
 
 def measured(start: str, seed: int, pct: float, options: argparse.Namespace, common: dict) -> dict[str, float | None]:

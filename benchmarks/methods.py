@@ -10,6 +10,7 @@ to benchmarks/results/methods.json. The same command goes on where it was cut of
 
 import argparse
 import json
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from statistics import mean, stdev
 from types import ModuleType
@@ -39,21 +40,30 @@ def main() -> None:
     parser.add_argument("--root", default="datasets/synthetic")
     options = parser.parse_args()
     common = {"root": options.root, "output": options.output, "threads": options.threads}
-    rows = known_rows(options.passes)
-    for seed in range(options.seeds):
-        for method in (RANDOM, *options.methods.split(",")):
+    compare(
+        *(NAME, {"passes": options.passes}, options.methods.split(","), options.seeds),
+        lambda method, seed: measured(method, seed, options.passes, common),
+    )
+
+
+def compare(name: str, asked: dict, methods: Iterable[str], seeds: int, measured: Callable[[str, int], dict]) -> None:
+    """Measure what has no row yet, of a random network and of each method; write and print each row at once.
+
+    Args:
+        name: of the benchmark.
+        asked: how it is asked for; rows that were measured otherwise do not count.
+        methods: their names.
+        seeds: of each.
+        measured: method and seed -> the figures of one network.
+    """
+    rows = record.known_rows(name, asked)
+    for seed in range(seeds):
+        for method in (RANDOM, *methods):
             if (method, seed) not in {(row["method"], row["seed"]) for row in rows}:
-                rows.append({"method": method, "seed": seed} | measured(method, seed, options.passes, common))
-                record.write(NAME, {"passes": options.passes, "rows": rows})
+                rows.append({"method": method, "seed": seed} | measured(method, seed))
+                record.write(name, asked | {"rows": rows})
                 print(table(rows), flush=True)
     print(table(rows))
-
-
-def known_rows(passes: int) -> list[dict]:
-    """The rows that are there already, of as many passes."""
-    path = record.path_of(NAME)
-    found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    return found["rows"] if found.get("passes") == passes else []
 
 
 def measured(method: str, seed: int, passes: int, values: dict) -> dict:
@@ -62,16 +72,20 @@ def measured(method: str, seed: int, passes: int, values: dict) -> dict:
     weights, row = RANDOM, {}
     if method != RANDOM:
         folder = pretrained(method, passes, values)
-        weights = str(folder / "model.pt")
-        lines = (json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
-        losses = [line["loss"] for line in lines if "loss" in line]
-        row["loss"] = [losses[0], losses[-1]]
+        weights, row["loss"] = str(folder / "model.pt"), first_and_last_loss(folder)
     for task, (stage, settings_type, more) in TASKS.items():
         settings = loaded(settings_type, stage, values | more | {"weights": weights})
         settings = stage.published(settings) if stage is fewshot else settings
         (outcome,) = run_seeds(stage.__name__.rpartition(".")[2], stage.run, settings, method)
         row[task] = outcome.scores.value
     return row
+
+
+def first_and_last_loss(folder: Path) -> list[float]:
+    """Of a finished run."""
+    lines = (json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
+    losses = [line["loss"] for line in lines if "loss" in line]
+    return [losses[0], losses[-1]]
 
 
 def loaded(settings_type: type[config.Settings] | None, stage: ModuleType, values: dict) -> config.Settings:

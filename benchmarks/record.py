@@ -31,6 +31,13 @@ def path_of(name: str) -> Path:
     return Path("benchmarks/results") / f"{name}.json"
 
 
+def known_rows(name: str, asked: dict) -> list[dict]:
+    """The rows of a benchmark that are there already, if they were measured as it is `asked` for."""
+    path = path_of(name)
+    found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return found.get("rows", []) if asked.items() <= found.items() else []
+
+
 def write(name: str, numbers: dict, device: str | torch.device = "cpu") -> None:
     """Write benchmarks/results/<name>.json, in the working folder, and say so.
 

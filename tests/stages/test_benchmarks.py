@@ -22,10 +22,11 @@ RUNS = {  # name of the row -> module and words
     "features": "features --root {world}/nuscenes --scans 1",
     "launches": "launches --scans {scans} --repeats 1",
     "loader": "loader --root {world}/nuscenes --frames 4 --batch 1",
-    "method_costs": "method_costs --root {world} --methods depthcontrast --steps 1",
+    "method_costs": "method_costs --root {world} --methods scalr --steps 1",
     "methods": "methods --root {world} --seeds 1 --passes 1 --methods slidr",
     "objective_cpu": "objective --frames 1 --repeats 1",
     "pointnet2": "pointnet2 --clouds 2 --points 256 --repeats 1",
+    "real_frames": "real_frames --root {world}/kitti --teacher_weights random --methods scalr --seeds 1 --epochs 1",
     "real_frames_overfit": "real_frames --root {world}/kitti --overfit --overfit_pct 50 --overfit_epochs 1",
     "superpixels": "superpixels --root {world}/nuscenes --images 1",
 }
