@@ -85,14 +85,15 @@ def _choose(reader: Reader, settings: View) -> tuple[list[int], str]:
 
 
 def _needs(reader: Reader, index: int) -> Needs:
-    """All cameras, their superpixels, labels, boxes; a data set without images is no error, and it is said."""
-    without = Needs(labels=True, boxes=bool(reader.dataset.boxes))
-    try:
-        reader.read(index, replace(without, cameras="all"))
-        return replace(without, cameras="all", superpixels=True)
-    except InputError as error:
-        print(f"no cameras: {error}")
-        return without
+    """Labels, all cameras with superpixels, boxes; a line says if cameras or boxes cannot be read and are left out."""
+    needs = Needs(labels=True)
+    for part in ({"cameras": "all"}, {"boxes": True} if reader.dataset.boxes else {}):
+        try:
+            reader.read(index, replace(needs, **part))
+            needs = replace(needs, **part)
+        except InputError as error:
+            print(f"no {next(iter(part))}: {error}")
+    return replace(needs, superpixels=needs.cameras == "all")
 
 
 def _colours(names: tuple[str, ...], dataset: DataSet) -> np.ndarray:

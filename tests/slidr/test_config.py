@@ -677,6 +677,7 @@ def test_the_papers_own_cuboid_is_an_option():
     ("stage", "word", "limit"),
     [
         ("show", "--crop=1000000000,1000000000", "16384"),
+        ("zeroshot", "--crop=16385,16385", "16384"),
         ("pretrain", "--crop=224,16385", "16384"),
         ("synth", "--azimuths=16385", "16384"),
         ("synth", "--image_scale=1000", "10"),

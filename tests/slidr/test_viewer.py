@@ -285,3 +285,14 @@ def test_scans_alone_make_a_page_too_with_classes_of_another_data_set(made, tmp_
     assert '"comparable":false' in html and '"cameras":[]' in html
     assert run.main(["view", "--dataset=kitti", "--root=kitti", f"--weights={made[2]}", "--scene=none such"]) == 2
     assert "has no scene none such; choose one of" in capsys.readouterr().err
+
+
+def test_a_page_without_boxes_that_cannot_be_read(made, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    write_nuscenes(tmp_path / "nuscenes", SyntheticWorld(1, 1, 1, image_scale=0.05, azimuths=64))
+    (table,) = tmp_path.rglob("sample_annotation.json")
+    table.write_bytes(table.read_bytes()[:1000])
+    words = ["view", "--dataset=nuscenes", "--root=nuscenes", f"--weights={made[2]}", "--segments=9", "--crop=40,64"]
+    assert run.main(words) == 0
+    assert "no boxes: the annotations cannot be read" in capsys.readouterr().out
+    assert '"boxes":[]' in Path("output/view/nuscenes/val_0.html").read_text()
