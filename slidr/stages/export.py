@@ -4,9 +4,10 @@ import shlex
 from pathlib import Path
 
 from data.datasets import find_dataset
-from data.files import InputError, atomic_write, open_file, write_text
+from data.files import atomic_write, open_file, write_text
 from slidr.config import Export
-from slidr.networks.model_file import load_student, newest_model, read_model
+from slidr.networks.model_file import load_student, read_model
+from slidr.tasks.start import pretrained_model
 
 TEMPLATES = Path(__file__).parents[1] / "openpcdet"
 PROGRAM = Path(__file__).resolve().parents[2]
@@ -14,9 +15,7 @@ PROGRAM = Path(__file__).resolve().parents[2]
 
 def run(settings: Export) -> Path:
     """Write the backbone, its weights, a configuration and a page for OpenPCDet; the folder."""
-    path = Path(settings.weights) if settings.weights else newest_model(Path("output"), "pretrain")
-    if path is None:
-        raise InputError("there is no pretraining under output: run `python run.py pretrain` first.")
+    path = pretrained_model(settings.weights, Path("output"))
     student = load_student(read_model(path), path, None, bn_momentum=0.02)
     folder = settings.output.resolve()
     values = {

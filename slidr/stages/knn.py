@@ -1,7 +1,6 @@
 """The k-nearest-neighbour film: labels of a scene's first frame segment its later ones (supplement, A.1)."""
 
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 
@@ -12,11 +11,11 @@ from data.samples.single import Single
 from data.subsets import select
 from slidr import film, inference, pictures, report
 from slidr.config import Knn
-from slidr.networks.model_file import Model, backbone_weights, head_layers, newest_model
+from slidr.networks.model_file import Model, backbone_weights, head_layers
 from slidr.networks.student import Student
 from slidr.tasks.neighbours import Neighbours
 from slidr.tasks.scores import Outcome, write_scores
-from slidr.tasks.start import network_name
+from slidr.tasks.start import network_name, pretrained_model
 from slidr.training import Run, arithmetic, autocast, distributed, open_loader, prepare
 from triton_kernels import backend
 
@@ -26,12 +25,7 @@ def run(settings: Knn) -> Outcome:
     device = prepare(settings)
     if distributed.world() > 1:
         raise InputError("a film is made by one process; start run.py without torchrun.")
-    path = Path(settings.weights) if settings.weights else newest_model(settings.output, "pretrain")
-    if path is None:
-        raise InputError(
-            f"there is no pretraining under {settings.output / 'pretrain'}: run `python run.py pretrain` first, or "
-            "pass --weights."
-        )
+    path = pretrained_model(settings.weights, settings.output)
     network = inference.load(path, device)
     reader = open_reader(settings.dataset, settings.root, settings.split, settings.read_options())
     scene = one_scene(reader, settings)

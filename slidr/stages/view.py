@@ -17,16 +17,14 @@ from data.progress import Progress
 from data.samples.single import Single
 from slidr import inference, viewer
 from slidr.config import View
-from slidr.networks.model_file import newest_model
+from slidr.tasks.start import pretrained_model
 from slidr.training import prepare
 
 
 def run(settings: View) -> Path:
     """Write the page that the settings name; its path."""
     device = prepare(settings)
-    path = Path(settings.weights) if settings.weights else newest_model(settings.output, "pretrain")
-    if path is None:
-        raise InputError(f"there is no pretraining under {settings.output}: run `python run.py pretrain` first.")
+    path = pretrained_model(settings.weights, settings.output)
     network = inference.load(path, device)
     reader = open_reader(settings.dataset, settings.root, settings.split, settings.read_options())
     indices, what = _choose(reader, settings)

@@ -7,12 +7,13 @@ import torch
 from data.files import InputError
 from slidr import inference
 from slidr.config import Zeroshot
-from slidr.networks.model_file import apply_layers, newest_model
+from slidr.networks.model_file import apply_layers
 from slidr.report import counted
 from slidr.tasks.examples import classifier, cut_examples, patch_features, read_embeddings, read_folder, require_width
 from slidr.tasks.results import finish
 from slidr.tasks.scores import Outcome
 from slidr.tasks.segmentation import Segmentation, open_labelled, segmentation_loader
+from slidr.tasks.start import pretrained_model
 from slidr.training import Run, arithmetic, autocast, prepare
 from triton_kernels import backend
 
@@ -22,12 +23,7 @@ SELF_TEST = "The examples were cut from the training images by their points' lab
 def run(settings: Zeroshot) -> Outcome:
     """Classify and score a split by the settings."""
     device = prepare(settings)
-    path = Path(settings.weights) if settings.weights else newest_model(settings.output, "pretrain")
-    if path is None:
-        raise InputError(
-            f"there is no pretraining under {settings.output / 'pretrain'}: run `python run.py pretrain` first, or "
-            "pass --weights."
-        )
+    path = pretrained_model(settings.weights, settings.output)
     network = inference.load(path, device)
     if network.model.image_head is None:
         raise InputError(f"{path} has learned nothing of images; choose --weights that were pretrained with them.")

@@ -41,6 +41,17 @@ def choose_weights(stage: str, settings: config.Downstream, run: str | None = No
     return weights, f"{weights} ({source})"
 
 
+def pretrained_model(weights: str | None, output: Path) -> Path:
+    """The model.pt that is named, or the newest pretraining under `output`; InputError if there is none."""
+    path = Path(weights) if weights else newest_model(output, "pretrain")
+    if path is None:
+        raise InputError(
+            f"there is no pretraining under {output / 'pretrain'}: run `python run.py pretrain` first, or pass "
+            "--weights."
+        )
+    return path
+
+
 def starting_student(settings: config.Downstream, out_channels: int | None) -> tuple[Student, Pretraining | None]:
     """The network of the settings' weights with a new last layer, if any, and how it was pretrained, if known.
 

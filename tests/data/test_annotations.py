@@ -102,7 +102,7 @@ def test_a_broken_annotation_is_named(small_world, change, sentence):
             reader.read(i, NEEDS)
 
 
-def test_only_who_asks_for_boxes_hears_of_a_truncated_table(small_world):
+def test_a_truncated_table_matters_only_where_boxes_are_asked_for(small_world):
     file = small_world / "nuscenes" / TABLE
     file.write_bytes(file.read_bytes()[:1000])
     reader = NuScenes(small_world / "nuscenes", "all")

@@ -120,7 +120,7 @@ def _build_index(folder: Path) -> Index:
         raise InputError(f"the tables in {folder} do not fit together ({error}); download them again.") from error
     try:
         index |= _boxes(folder, [sample["token"] for sample in samples], index["ego"][:, 0], index["mount"][:, 0])
-    except (InputError, KeyError, TypeError, ValueError, OverflowError) as error:  # for who asks for boxes to hear
+    except (InputError, KeyError, TypeError, ValueError, OverflowError) as error:  # whoever asks for boxes will be told
         fault, none = printable(f"the annotations cannot be read: {error}", 300), np.zeros(len(samples), np.int64)
         index |= {"box_names": np.array([], str), "boxes": np.zeros((0, 8), np.float32)}
         index |= {"first_box": none, "last_box": none, "box_fault": np.full(len(samples), fault)}

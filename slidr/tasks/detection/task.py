@@ -9,7 +9,6 @@ import torch
 
 from data.augment import AugmentSettings
 from data.boxes import Detections
-from data.datasets import open_reader
 from data.datasets.dataset import Reader
 from data.files import InputError
 from data.frame import Batch, Needs, Pairs
@@ -21,7 +20,7 @@ from slidr import box_pictures, config
 from slidr.networks.detector import Detector
 from slidr.tasks.detection.metrics import metric_of
 from slidr.tasks.scores import Scores
-from slidr.tasks.task import read_with_image
+from slidr.tasks.task import first_that_reads, open_annotated, read_with_image
 from slidr.training import distributed, open_loader
 
 NEEDS = Needs(boxes=True)
@@ -88,23 +87,13 @@ def with_boxes(reader: Reader) -> Reader:
     """
     if not reader.dataset.boxes:
         raise InputError(f"{reader.dataset.name} has no boxes around objects; choose another --dataset for detection.")
-    for index in range(len(reader)):
-        try:
-            return reader if reader.read(index, NEEDS).boxes is not None else select(reader, [])
-        except InputError:  # one bad frame is for `max_bad_frames` to judge
-            if index + 1 == min(10, len(reader)):
-                raise
-    return reader
+    frame = first_that_reads(reader, NEEDS)
+    return reader if frame is None or frame.boxes is not None else select(reader, [])
 
 
 def open_with_boxes(settings: config.WithData, split: str) -> Reader:
     """The frames of a split with boxes; InputError if it has none."""
-    with distributed.first_goes_first():
-        reader = open_reader(settings.dataset, settings.root, split, settings.read_options())
-    reader = with_boxes(reader)
-    if not len(reader):
-        raise InputError(f"the split `{split}` of {settings.dataset} has no boxes; choose another split.")
-    return reader
+    return open_annotated(settings, split, with_boxes, "boxes")
 
 
 def detection_loader(

@@ -9,9 +9,7 @@ import numpy as np
 import torch
 
 from data.augment import AugmentSettings
-from data.datasets import open_reader
 from data.datasets.dataset import Reader
-from data.files import InputError
 from data.frame import Batch, Needs, Pairs
 from data.loading import Loader
 from data.progress import Progress
@@ -21,7 +19,7 @@ from slidr import config, pictures
 from slidr.networks.student import Student, of_points
 from slidr.tasks.scores import Scores
 from slidr.tasks.segmentation.metrics import ConfusionMatrix, predict, segmentation_scores
-from slidr.tasks.task import read_with_image
+from slidr.tasks.task import first_that_reads, open_annotated, read_with_image
 from slidr.training import distributed, open_loader
 
 NEEDS = Needs(labels=True)
@@ -102,34 +100,22 @@ class Segmentation:
 
 
 def with_labels(reader: Reader) -> Reader:
-    """The frames that have labels, none if no frame has; says how many have none."""
+    """The frames that have labels, none if no frame has; says how many have none.
+
+    Raises InputError if ten frames in a row cannot be read.
+    """
     rows = np.flatnonzero(labelled(reader))
     if 0 < len(rows) < len(reader) and distributed.rank() == 0:
         without = len(reader) - len(rows)
         print(f"{without} of {len(reader)} frames have no labels: no training, no scores on them.", file=sys.stderr)
     reader = select(reader, rows) if len(rows) < len(reader) else reader
-    return reader if _has_labels(reader) else select(reader, [])
-
-
-def _has_labels(reader: Reader) -> bool:
-    """Whether the frames come with labels, by the first one that reads. Raises InputError if ten in a row do not."""
-    for index in range(len(reader)):
-        try:
-            return reader.read(index, NEEDS).labels is not None
-        except InputError:  # one bad frame is for `max_bad_frames` to judge
-            if index + 1 == min(10, len(reader)):
-                raise
-    return False
+    frame = first_that_reads(reader, NEEDS)
+    return reader if frame is None or frame.labels is not None else select(reader, [])
 
 
 def open_labelled(settings: config.WithData, split: str) -> Reader:
     """The frames of a split that have labels; InputError if none has."""
-    with distributed.first_goes_first():
-        reader = open_reader(settings.dataset, settings.root, split, settings.read_options())
-    reader = with_labels(reader)
-    if not len(reader):
-        raise InputError(f"the split `{split}` of {settings.dataset} has no labels; choose another split.")
-    return reader
+    return open_annotated(settings, split, with_labels, "labels")
 
 
 def segmentation_loader(
