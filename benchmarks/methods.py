@@ -82,7 +82,7 @@ def measured(method: str, seed: int, passes: int, values: dict) -> dict:
 
 
 def first_and_last_loss(folder: Path) -> list[float]:
-    """Of a finished run."""
+    """The first and the last loss of a finished pretraining."""
     lines = (json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
     losses = [line["loss"] for line in lines if "loss" in line]
     return [losses[0], losses[-1]]

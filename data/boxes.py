@@ -34,7 +34,7 @@ class Boxes:
 
     @staticmethod
     def of(centre, size, yaw, label, points=None, difficulty=None) -> "Boxes":
-        """Boxes of anything that makes such arrays; no points and unknown difficulty unless given."""
+        """Boxes from anything that converts to such arrays; without points and of unknown difficulty unless given."""
         count = len(centre)
         points = np.zeros(count) if points is None else points
         difficulty = np.full(count, -1) if difficulty is None else difficulty

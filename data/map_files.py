@@ -10,7 +10,7 @@ from torch.utils.data import Dataset
 
 from data.files import InputError, open_file
 from data.images import image_size, open_image, shrunk
-from data.superpixels import MOST, SuperpixelSettings, made, map_path, save
+from data.superpixels import MOST, SuperpixelSettings, count_true, map_path, save
 
 
 def import_all(
@@ -36,7 +36,7 @@ def import_all(
         (token, file, [Path(token), *(Path(*name[-d:]) for d in range(depth, len(name)))])
         for (token, file), name in zip(images, names, strict=True)
     ][shard]
-    renumbered = made(_Imports(items, maps, folder, settings), f"superpixels ({settings.kind})", workers)
+    renumbered = count_true(_Imports(items, maps, folder, settings), f"superpixels ({settings.kind})", workers)
     return len(items), renumbered
 
 

@@ -213,10 +213,10 @@ def compute_all(image_files: list[tuple[str, Path]], folder: Path, settings: Sup
     """
     if settings.kind == "none":
         return 0
-    return made(_Maps(image_files, folder, settings), f"superpixels ({settings.kind})", workers)
+    return count_true(_Maps(image_files, folder, settings), f"superpixels ({settings.kind})", workers)
 
 
-def made(maps: Dataset, title: str, workers: int) -> int:
+def count_true(maps: Dataset, title: str, workers: int) -> int:
     """How many items of `maps`, each True, False or an InputError, are True; `workers` processes make them."""
     loader, count = DataLoader(maps, batch_size=None, num_workers=workers), 0
     with Progress(total=len(maps), desc=title, unit="image") as bar:

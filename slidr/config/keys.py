@@ -53,7 +53,10 @@ def _kind_of_maps(name: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name) or name.lower() in ("none", "null"):
         raise ValueError("it names a folder of maps: letters, digits, - and _")
     if name not in PUBLISHED and name.startswith(tuple(PUBLISHED)):
-        raise ValueError(f"so are computed maps called ({', '.join(PUBLISHED)}); choose another name for others' maps")
+        computed = ", ".join(PUBLISHED)
+        raise ValueError(
+            f"names that begin with {computed} are those of computed maps; choose another for others' maps"
+        )
     return name
 
 

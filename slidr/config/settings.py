@@ -320,7 +320,7 @@ class Linprobe(Downstream):
 
 
 class FewLabels(Downstream):
-    """What tasks share that train the whole network on a share of the labels."""
+    """What tasks that train the whole network on a share of the labels have in common."""
 
     pct: Percent = key(1.0, "per cent of the training split's labels to use")
     subset: str | None = key(

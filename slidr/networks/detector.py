@@ -21,7 +21,7 @@ RARE = -math.log(99.0)  # heat begins at 0.01 everywhere (RetinaNet, section 4.1
 
 
 class DetectorSpec(BaseModel):
-    """What decides a detector beside its student: the grid, its width, and which peaks are boxes. Names of settings."""
+    """What decides a detector beside its student: the grid, its width, which peaks are boxes. Named as the settings."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 

@@ -1,4 +1,4 @@
-"""The sensors of the built-in world: the ego's way, lidar and cameras on it, and what they measure."""
+"""The sensors of the built-in world: the ego's path, the lidar and cameras on it, and what they measure."""
 
 import hashlib
 import math
@@ -63,7 +63,7 @@ class SyntheticWorld:
 
 
 class FilmWorld(SyntheticWorld):
-    """The first held-out scene of a world alone, in more keyframes and less apart, seen by the front camera."""
+    """The first held-out scene of a world, with more keyframes, closer together, seen by the front camera alone."""
 
     cameras = {"CAM_FRONT": CAMERAS["CAM_FRONT"]}
     seconds = 0.2  # after 20 keyframes the ego is still where no other vehicle drives in its lane
