@@ -9,7 +9,15 @@ import torch
 from data.files import InputError
 from data.frame import Batch, Frame, collate, measured
 from slidr.config import WithImageNetwork
-from slidr.networks.model_file import Model, apply_layers, load_detector, load_student, read_model
+from slidr.networks.model_file import (
+    Model,
+    apply_layers,
+    class_logits,
+    load_detector,
+    load_student,
+    point_features,
+    read_model,
+)
 from slidr.networks.student import of_points
 from slidr.teachers import LAYERS, TEACHERS, Teacher, load_teacher
 
@@ -57,18 +65,16 @@ class Network:
     def features(self, batch: Batch, kind: Literal["head", "backbone"] = "head") -> torch.Tensor:
         """Features `[N, C]` of every point of a batch; see `__call__`."""
         x, voxels = self.student.backbone(batch.to(self.device))
-        out = x.features
-        if kind == "head":
-            out = torch.nn.functional.normalize(apply_layers(self.model.point_head, out), dim=1)
+        out = point_features(self.model, x.features) if kind == "head" else x.features
         return of_points(out, voxels.inverse, torch.nan)
 
     @torch.no_grad()
     def classify(self, batch: Batch) -> torch.Tensor:
         """Train ids `[N]` int64, 1 and above, of every point of a batch; 0 of one that is NaN."""
         if not self.model.class_head:
-            raise InputError(f"a network of {self.model.stage} has no classes; load a model.pt of linprobe or fewshot.")
+            raise InputError(f"a network of {self.model.stage} has no classes; load one of linprobe or fewshot.")
         x, voxels = self.student.backbone(batch.to(self.device))
-        return of_points(apply_layers(self.model.class_head, x.features)[:, 1:].argmax(1) + 1, voxels.inverse, 0)
+        return of_points(class_logits(self.model, x.features)[:, 1:].argmax(1) + 1, voxels.inverse, 0)
 
 
 def load(path: str | Path, device: torch.device | str = "cpu") -> Network:

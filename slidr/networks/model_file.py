@@ -3,7 +3,8 @@
     backbone     weights of the U-Net, 96 channels a voxel at width 1
     point_head   layers from the backbone into the feature space of pretraining; [] = identity
     image_head   layers from the teacher's features into the same space; [] = identity, None = no images were used
-    class_head   layers from the backbone to classes, of a segmentation network; None = it is none
+    class_head   layers to classes, of a segmentation network; None = it is none
+    class_input  what they take: the backbone's features, or the L2-normalised ones of point_head (classes by example)
     detector     head for boxes on the backbone: its classes, the numbers of its grid, its weights; None = it has none
     teacher      name, layer and SHA-256 of the frozen image network, or None
     input        what the network takes: columns of a point, and scale and offset of the stored intensity
@@ -111,6 +112,7 @@ class Model(_Part):
     point_head: Layers = []
     image_head: Layers | None = None
     class_head: Layers | None = None
+    class_input: Literal["backbone", "point_head"] = "backbone"
     detector: DetectorPart | None = None
     teacher: TeacherIdentity | None = None
     pretraining: Pretraining | None = None
@@ -154,6 +156,22 @@ def apply_layers(layers: Layers, x: torch.Tensor) -> torch.Tensor:
     for i, layer in enumerate(layers):
         x = torch.nn.functional.linear(torch.relu(x) if i else x, layer["weight"].to(x), layer["bias"].to(x))
     return x
+
+
+def point_channels(model: Model, student: Student) -> int:
+    """Numbers a point in the space of pretraining."""
+    return len(model.point_head[-1]["bias"]) if model.point_head else student.network.channels
+
+
+def point_features(model: Model, features: torch.Tensor) -> torch.Tensor:
+    """The backbone's features `[N, C]` -> L2-normalised ones in the space of pretraining, which images share."""
+    return torch.nn.functional.normalize(apply_layers(model.point_head, features), dim=1)
+
+
+def class_logits(model: Model, features: torch.Tensor) -> torch.Tensor:
+    """The backbone's features `[N, C]` -> logits `[N, K]`, of a model with a `class_head`."""
+    features = point_features(model, features) if model.class_input == "point_head" else features
+    return apply_layers(model.class_head, features)
 
 
 def write_model(path: Path, **parts: object) -> None:
@@ -225,12 +243,14 @@ def load_student(model: Model, path: Path, out_channels: int | None, bn_momentum
     own = {k: v for k, v in parameter_shapes(model.spec, None).items() if not k.endswith(UNREAD)}
     _require_fit(path, model.backbone, own)
     student = Student(model.spec, out_channels, bn_momentum)  # not before it is known that it is as large as its file
-    for name in ("point_head", "class_head"):
+    channels = {"backbone": student.network.channels}
+    channels["point_head"] = point_channels(model, student)
+    for name, source in {"point_head": "backbone", "class_head": model.class_input}.items():
         layers = getattr(model, name)
-        if layers and layers[0]["weight"].shape[1] != student.network.channels:
+        if layers and layers[0]["weight"].shape[1] != channels[source]:
             raise InputError(
-                f"{path}: its {name} takes {layers[0]['weight'].shape[1]} channels, the network has "
-                f"{student.network.channels}; is it damaged?"
+                f"{path}: its {name} takes {layers[0]['weight'].shape[1]} channels, its {source} gives "
+                f"{channels[source]}; is it damaged?"
             )
     student.network.load_state_dict(model.backbone, strict=False)
     return student
@@ -248,16 +268,16 @@ def _require_fit(path: Path, weights: dict[str, torch.Tensor], own: dict[str, to
 
 
 def load_segmenter(model: Model, path: Path) -> tuple[Student, Callable[[torch.Tensor], torch.Tensor]]:
-    """The student of a model.pt without a last layer, and its `class_head`: features `[V, C]` -> logits `[V, K]`.
+    """The student of a model.pt without a last layer, and the backbone's features `[V, C]` -> logits `[V, K]`.
 
     Raises InputError if it has none.
     """
     if not model.class_head:
         raise InputError(
-            f"{path} comes from {model.stage}, where layers to classes are needed; name a model.pt of linprobe or "
-            "fewshot."
+            f"{path} comes from {model.stage}, where layers to classes are needed; name a model.pt of linprobe, "
+            "fewshot or zeroshot."
         )
-    return load_student(model, path, None, bn_momentum=0.02), partial(apply_layers, model.class_head)
+    return load_student(model, path, None, bn_momentum=0.02), partial(class_logits, model)
 
 
 def load_detector(model: Model, path: Path) -> Detector:

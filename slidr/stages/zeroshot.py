@@ -1,5 +1,6 @@
 """Points are classified by example images of each class, with which their features are compared (after IGLOSS)."""
 
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -7,7 +8,7 @@ import torch
 from data.files import InputError
 from slidr import inference
 from slidr.config import Zeroshot
-from slidr.networks.model_file import apply_layers
+from slidr.networks.model_file import Model, apply_layers, class_logits, write_model
 from slidr.report import counted
 from slidr.tasks.examples import classifier, cut_examples, patch_features, read_embeddings, read_folder, require_width
 from slidr.tasks.results import finish
@@ -30,8 +31,10 @@ def run(settings: Zeroshot) -> Outcome:
     reader = open_labelled(settings, settings.split)
     classes = reader.dataset.classes
     examples, about = find_examples(settings, network, classes)
-    head, right = classifier(network, examples, classes)
-    task = Segmentation(network.student, reader, head)
+    layers, right = classifier(examples, classes)
+    parts = {"class_head": layers, "class_input": "point_head", "classes": classes, "task": None, "detector": None}
+    model = network.model.model_copy(update={"stage": "zeroshot"} | parts)
+    task = Segmentation(network.student, reader, partial(class_logits, model))
 
     log = Run("zeroshot", settings)
     log.start(
@@ -45,6 +48,8 @@ def run(settings: Zeroshot) -> Outcome:
     loader = segmentation_loader(settings, device, reader, batch=1, train=False)
     with autocast(settings, device):
         scores = task.evaluate(loader)
+    if log.first:
+        write_model(log.folder / "model.pt", **{name: getattr(model, name) for name in Model.model_fields})
     never = [name for name in classes[1:] if name not in examples]
     remark = (
         f"{about} Of their own features {right:.0f} % are told right. Never predicted, for lack of examples: "

@@ -4,7 +4,6 @@ The recipe: features of the patches of a few images a class, L2-normalised; bala
 weights applied to the points' L2-normalised features, which pretraining put into the same space.
 """
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +17,7 @@ from data.images import read_image
 from data.progress import Progress
 from data.samples import Notes, without_unmeasured
 from slidr import inference
-from slidr.networks.model_file import apply_layers
+from slidr.networks.model_file import Layers, point_channels
 from slidr.teachers import Teacher
 from slidr.tensor_files import as_weights, read_tensors
 
@@ -26,6 +25,7 @@ LEAST = 2  # examples of a class
 PATCHES = 256  # of an image: those between them tell little else (ViT-L/14 on 224 x 224 pixels has 16 x 16)
 PIECE = 6  # a piece's sides are that part of an image's shorter one
 MAJORITY = 0.5  # of a piece's labelled points have its class
+NEVER = torch.finfo(torch.float32).min  # logit of a class without examples
 
 
 def read_folder(folder: Path, classes: tuple[str, ...]) -> dict[str, list[np.ndarray]]:
@@ -123,8 +123,7 @@ def patch_features(
 
 def require_width(network: inference.Network, width: int, what: str) -> None:
     """Raises InputError unless features of `width` numbers (those of `what`) lead into the space of its points."""
-    model = network.model
-    points = len(model.point_head[-1]["bias"]) if model.point_head else network.student.network.channels
+    model, points = network.model, point_channels(network.model, network.student)
     wanted, end = points, width
     if model.image_head:
         wanted, end = model.image_head[0]["weight"].shape[1], len(model.image_head[-1]["bias"])
@@ -135,32 +134,24 @@ def require_width(network: inference.Network, width: int, what: str) -> None:
         )
 
 
-def classifier(
-    network: inference.Network, examples: dict[str, torch.Tensor], classes: tuple[str, ...]
-) -> tuple[Callable[[torch.Tensor], torch.Tensor], float]:
-    """What takes features `[V, 96]` (at width 1) of the network's backbone to logits `[V, K]`.
+def classifier(examples: dict[str, torch.Tensor], classes: tuple[str, ...]) -> tuple[Layers, float]:
+    """The layer from L2-normalised features of points to logits of the K classes (a model's `class_head`).
 
     And per cent of the examples' own features that it gets right: where that is low, points cannot do better.
 
     Args:
-        network: pretrained with images.
-        examples: class -> features `[n, C]` in the space of its points; two classes at least.
-        classes: the data set's K, by train id; the logit of one without examples is -inf.
+        examples: class -> features `[n, C]` in the space of the points; two classes at least.
+        classes: the data set's K, by train id; one without examples has the least logit that float32 holds.
     """
-    rows = F.normalize(torch.cat([*examples.values()]).to(network.device).float(), dim=1)
+    rows = F.normalize(torch.cat([*examples.values()]).float(), dim=1)
     ids = torch.tensor([classes.index(name) for name in examples])
     lengths = torch.tensor([len(features) for features in examples.values()])
     labels = torch.repeat_interleave(torch.arange(len(ids)), lengths).to(rows.device)
     found = logistic_regression(rows, labels)
-    weight, bias = rows.new_zeros(len(classes), rows.shape[1]), rows.new_full((len(classes),), -torch.inf)
+    weight, bias = rows.new_zeros(len(classes), rows.shape[1]), rows.new_full((len(classes),), NEVER)
     weight[ids], bias[ids] = (values.float() for values in found)
     right = 100 * float((F.linear(rows, weight, bias)[:, ids].argmax(1) == labels).float().mean())
-
-    def logits(features: torch.Tensor) -> torch.Tensor:
-        points = apply_layers(network.model.point_head, features).float()
-        return F.linear(F.normalize(points, dim=1), weight, bias)
-
-    return logits, right
+    return [{"weight": weight.cpu(), "bias": bias.cpu()}], right
 
 
 def logistic_regression(x: torch.Tensor, labels: torch.Tensor, c: float = 1.0) -> tuple[torch.Tensor, torch.Tensor]:

@@ -89,7 +89,7 @@ def test_patches_are_the_teachers_cells_through_the_image_head():
     teacher, rng = load_teacher("resnet_small", "random"), np.random.default_rng(0)
     head = {"weight": torch.randn(5, teacher.channels), "bias": torch.randn(5)}
     model = SimpleNamespace(image_head=[head], point_head=[{"weight": torch.zeros(5, 24), "bias": torch.zeros(5)}])
-    network = SimpleNamespace(model=model, device=torch.device("cpu"))
+    network = SimpleNamespace(model=model, student=None, device=torch.device("cpu"))
     images = [rng.integers(0, 255, (24, 32, 3), np.uint8) for _ in range(2)]
     found = patch_features(network, teacher, images, (24, 32))
     cells = teacher(torch.from_numpy(np.stack(images)).movedim(-1, 1) / 255).movedim(1, -1).flatten(0, 2)

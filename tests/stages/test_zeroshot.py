@@ -73,6 +73,17 @@ def test_it_runs_out_of_the_box_and_says_what_that_is(command, weights, model):
         0 < len(never) < 15 and predicted[1:].sum() > 0 and not predicted[[names.index(name) for name in never]].any()
     )
     before = confusion()
+    words = ["evaluate", "--root=world", "--workers=0", f"--weights={RUN}/model.pt", "--pictures=0", "--name=r"]
+    assert command(*words)[0] == 0  # a network with classes like any other
+    scores = json.loads(Path("output/evaluate/r/scores.json").read_text())
+    assert np.array_equal(scores["details"]["confusion"], before)
+    own, network = slidr.load(f"{model}.pt"), slidr.load(RUN / "model.pt")
+    points = open_reader("synthetic", Path("world"), "val").read(0, Needs()).points
+    assert own(points).equal(network(points))
+    assert set(network(points, head=True).unique().tolist()) <= set(np.flatnonzero(before.sum(0)).tolist())
+    code, out, err = command("view", "--root=world", f"--weights={RUN}/model.pt", "--crop=16,16")
+    assert code == 0, err
+    assert '"predicted":[[' in Path("output/view/synthetic/val_0.html").read_text()
     assert command("zeroshot", RUN / "config.yaml", "--name=again")[0] == 0
     scores = json.loads(Path("output/zeroshot/again/scores.json").read_text())
     assert np.array_equal(scores["details"]["confusion"], before)
