@@ -13,7 +13,7 @@ from data.frame import Batch
 from slidr.config import Count, NonNegative, key
 from slidr.losses import cosine_distance
 from slidr.methods.regression import RegressionMethod
-from slidr.pooling import max_by_cloud, pool_pairs
+from slidr.pooling import max_by_cloud, max_of_head
 from slidr.training.learner import Step
 
 
@@ -49,13 +49,13 @@ class LateLayers(RegressionMethod):
         maps, whole = self.teacher.late(batch.images, len(self.heads))
         size = batch.images.shape[2:]
         terms = [
-            cosine_distance(*pool_pairs(head(features), target, size, pairs))
+            cosine_distance(*self.matched(head, features, target, size, pairs))
             for head, target in zip(self.heads, maps, strict=True)
         ]
         loss = sum(terms) / len(terms)
         numbers = {"pairs": len(pairs), "layers": loss.detach()}
         if self.class_head is not None:
-            scans = max_by_cloud(self.class_head(features), frame, len(batch.ids))
+            scans = max_of_head(self.class_head, features, frame, len(batch.ids))
             seen = max_by_cloud(whole, batch.image_frame, len(batch.ids))
             there = (scans.isfinite() & seen.isfinite()).all(1, keepdim=True)  # not a scan without points or images
             term = torch.where(there, scans - seen, 0.0).square().mean(1).sum() / there.sum().clamp_min(1)

@@ -25,6 +25,7 @@ from slidr.config import (
 from slidr.methods.method import Method
 from slidr.networks.model_file import layers_of
 from slidr.networks.student import make_head
+from slidr.pooling import pool_pairs
 from slidr.similarity import Space, draw_camera_and_similarity
 from slidr.teachers import teacher_of
 
@@ -80,6 +81,18 @@ class RegressionMethod(Method):
         """The backbone's features `[V, C]`, each voxel's frame `[V]`, and the pairs of voxels and pixels."""
         features, voxels = self.student(batch)
         return features, voxels.coordinates[:, 0], replace(batch.pairs, point=voxels.inverse[batch.pairs.point])
+
+    def matched(
+        self, head: torch.nn.Module, features: torch.Tensor, maps: torch.Tensor, size: tuple[int, int], pairs: Pairs
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """What a head makes of each pair's voxel, and the teacher's feature at its pixel, `[M, C]` both.
+
+        The head computes voxels or pairs, whichever are fewer: a camera sees but a part of a scan.
+        """
+        if len(pairs) < len(features):
+            features = features[pairs.point]
+            pairs = replace(pairs, point=torch.arange(len(pairs), device=features.device))
+        return pool_pairs(head(features), maps, size, pairs)
 
     def describe(self) -> dict[str, str]:
         """The student and the teacher."""

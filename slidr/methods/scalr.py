@@ -4,7 +4,6 @@ from data.datasets.dataset import DataSet
 from data.frame import Batch
 from slidr.losses import unit_distance
 from slidr.methods.regression import RegressionMethod
-from slidr.pooling import pool_pairs
 from slidr.training.learner import Step
 
 
@@ -25,5 +24,5 @@ class ScaLR(RegressionMethod):
     def forward(self, batch: Batch) -> Step:
         """Mean distance to the teacher's features (eq. 1)."""
         features, _, pairs = self.voxels(batch)
-        k, q = pool_pairs(self.point_head(features), self.teacher(batch.images), batch.images.shape[2:], pairs)
-        return Step(unit_distance(k, q), {"pairs": len(pairs)})
+        rows = self.matched(self.point_head, features, self.teacher(batch.images), batch.images.shape[2:], pairs)
+        return Step(unit_distance(*rows), {"pairs": len(pairs)})

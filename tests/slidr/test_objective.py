@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from data.frame import Pairs
 from slidr import pooling
 from slidr.losses import cosine_distance, infonce, queue_infonce, rarity, tolerant_infonce, unit_distance
-from slidr.pooling import coarse_means, max_by_cloud, mean_by_id, pool_pairs, pool_superpixels
+from slidr.pooling import coarse_means, max_by_cloud, max_of_head, mean_by_id, pool_pairs, pool_superpixels
 from slidr.tasks.segmentation import (
     ConfusionMatrix,
     lovasz_softmax,
@@ -58,6 +58,19 @@ def test_the_maximum_of_each_cloud(m):
     finite = wanted.isfinite()
     ours, theirs = (torch.autograd.grad((x * weight)[finite].sum(), values)[0] for x in (maxima, wanted))
     assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("m", [0, 1, 5, 1023])
+def test_the_maximum_of_a_head_over_each_cloud(m):
+    torch.manual_seed(m)
+    head = torch.nn.Sequential(torch.nn.Linear(4, 6), torch.nn.ReLU(), torch.nn.Linear(6, 3)).double()
+    rows, cloud = torch.randn(m, 4, dtype=torch.float64, requires_grad=True), torch.randint(0, 4, (m,)).int()
+    weight, results = torch.rand(5, 3), []
+    for maxima in (max_of_head(head, rows, cloud, 5), max_by_cloud(head(rows), cloud, 5)):
+        loss = torch.where(maxima.isfinite(), maxima * weight, 0.0).sum()
+        results.append((maxima, *torch.autograd.grad(loss, [rows, *head.parameters()])))
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("rows, negatives", [(1, 0), (1, 1), (3, 7), (8, 1023)])
