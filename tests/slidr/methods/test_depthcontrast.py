@@ -65,6 +65,8 @@ def test_three_steps_against_a_twin_in_numpy(cross):
     for batch in batches(method, 3, 3, 2):
         step = method(batch)
         assert float(step.loss.detach()) == pytest.approx(numpy_loss(seen, queues, 0.1, cross), abs=1e-5)
+        finds = [(seen[b] @ seen[a].T).argmax(1) == np.arange(len(batch.ids)) for a, b in pairs.items()]
+        assert float(step.numbers["accuracy_in_batch"]) == pytest.approx(np.mean(finds))
         assert all(np.allclose(np.linalg.norm(rows, axis=1), 1, atol=1e-5) for rows in seen.values())
         assert not any(tensor.requires_grad for tensor in step.carry.values())
         optimizer.zero_grad()
