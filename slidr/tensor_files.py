@@ -101,7 +101,8 @@ class _Unread:
 
 _BESIDE = [
     *(f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for name in ("scalar", "_reconstruct")),
-    *("numpy.dtype", "numpy.ndarray", "argparse.Namespace", "pathlib.PosixPath", "pathlib.WindowsPath"),
+    *(f"pathlib{place}.{system}Path" for place in ("", "._local") for system in ("Posix", "Windows")),  # 3.13: _local
+    *("numpy.dtype", "numpy.ndarray", "argparse.Namespace"),
 ]
 
 

@@ -6,9 +6,11 @@ import io
 import json
 import os
 import random
+import sys
 import urllib.error
 import zlib
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -217,6 +219,16 @@ def test_what_lies_beside_the_weights_is_passed_over(small, tmp_path, nest, besi
     torch.save({"state_dict": {nest: dict(small[0].state_dict())}, **beside}, tmp_path / "w.pth")
     teacher = load_teacher("tiny", str(tmp_path / "w.pth"))
     assert torch.equal(teacher.network.conv1.weight, small[0].conv1.weight)
+
+
+@pytest.mark.parametrize("place", ["pathlib", "pathlib._local"])
+def test_paths_as_every_python_writes_them(small, tmp_path, monkeypatch, place):
+    """Python 3.13 calls the class pathlib._local.PosixPath, which others do not have."""
+    path = type("PosixPath", (), {"__module__": place})
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, place, SimpleNamespace(PosixPath=path))
+        torch.save({"state_dict": dict(small[0].state_dict()), "output": path()}, tmp_path / "w.pth")
+    assert torch.equal(load_teacher("tiny", str(tmp_path / "w.pth")).network.conv1.weight, small[0].conv1.weight)
 
 
 def safetensors(tensors: dict[str, torch.Tensor]) -> bytes:
