@@ -26,8 +26,9 @@ from slidr.tasks.start import RANDOM
 from slidr.training import distributed
 
 STUDENT = {"architecture": "res16unet14c", "width": 0.5, "voxel_size": [0.2, 1.0, 0.2]}
+# Batches are small, steps few, the student is narrow
 REGRESSION = {"lr": 0.002, "warmup_steps": 20}  # published: 3500 of 87,900 steps
-METHODS = {"slidr": {"lr": 0.1}, "scalr": REGRESSION, "late_layers": REGRESSION | {"hidden": 512}}  # few, small steps
+METHODS = {"slidr": {"lr": 0.1}, "scalr": REGRESSION, "late_layers": REGRESSION | {"hidden": 512}}
 DOWNSTREAM = {
     "linear probe": {"augment": False, "cache_features": True, "batch": 4, "epochs": 20, "validate_every": 20},
     # one rate for both parts: the published 2.0 of the head is for larger batches and thousands of steps

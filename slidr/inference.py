@@ -72,7 +72,9 @@ class Network:
     def classify(self, batch: Batch) -> torch.Tensor:
         """Train ids `[N]` int64, 1 and above, of every point of a batch; 0 of one that is NaN."""
         if not self.model.class_head:
-            raise InputError(f"a network of {self.model.stage} has no classes; load one of linprobe or fewshot.")
+            raise InputError(
+                f"a network of {self.model.stage} has no classes; one of linprobe, fewshot or zeroshot has."
+            )
         x, voxels = self.student.backbone(batch.to(self.device))
         return of_points(class_logits(self.model, x.features)[:, 1:].argmax(1) + 1, voxels.inverse, 0)
 

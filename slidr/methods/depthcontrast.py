@@ -81,15 +81,15 @@ class DepthContrast(Method):
         point_key, voxel_key = self.slow_point(batch["point_key"]), self.slow_voxel(batch["voxel_key"])
         points, voxels = (point_key, self.point_queue.keys), (voxel_key, self.voxel_queue.keys)
         terms = {"point": (point, *points), "voxel": (voxel, *voxels)}
-        within = list(terms.values())
         if self.settings.cross:
             terms |= {"point_to_voxel": (point, *voxels), "voxel_to_point": (voxel, *points)}
         found = {name: queue_infonce(*term, self.settings.temperature) for name, term in terms.items()}
         loss = sum(loss for loss, _ in found.values()) * (2 / len(found))  # weights .5; 1 where each is on its own
         numbers = {f"loss_{name}": loss.detach() for name, (loss, _) in found.items()}
         numbers["accuracy"] = sum(accuracy for _, accuracy in found.values()) / len(found)
-        finds = [(q @ k.T).argmax(1) == torch.arange(len(q), device=q.device) for q, k, _ in within]
-        numbers["accuracy_in_batch"] = torch.cat(finds).float().mean()
+        own = torch.arange(len(point), device=point.device)
+        hits = [(q @ k.T).argmax(1) == own for q, k in ((point, point_key), (voxel, voxel_key))]
+        numbers["accuracy_in_batch"] = torch.cat(hits).float().mean()
         return Step(loss, numbers, {"point_key": point_key, "voxel_key": voxel_key})
 
     def after_step(self, step: Step, progress: float) -> None:

@@ -32,8 +32,8 @@ def run(settings: Zeroshot) -> Outcome:
     classes = reader.dataset.classes
     examples, about = find_examples(settings, network, classes)
     layers, right = classifier(examples, classes)
-    parts = {"class_head": layers, "class_input": "point_head", "classes": classes, "task": None, "detector": None}
-    model = network.model.model_copy(update={"stage": "zeroshot"} | parts)
+    parts = {"class_head": layers, "class_input": "point_head", "classes": classes}
+    model = network.model.model_copy(update={"stage": "zeroshot", "task": None, "detector": None} | parts)
     task = Segmentation(network.student, reader, partial(class_logits, model))
 
     log = Run("zeroshot", settings)
