@@ -4,8 +4,10 @@
 
 Each seed pretrains one network a method, then probes it and fine-tunes it on 10 % of the labels (one scene), scored on
 the held-out scenes; a random network stands beside. Every method has its own recipe for this world, every network the
-same shape, probe and fine-tuning. Prints a Markdown table of mean ± standard deviation and adds a row for each network
-to benchmarks/results/methods.json. The same command goes on where it was cut off: what has a row is not run again.
+same shape, probe and fine-tuning. `--methods late_layers+class_weight=0` departs from the recipe in that setting.
+
+Prints a Markdown table of mean ± standard deviation and adds a row for each network to benchmarks/results/methods.json.
+The same command goes on where it was cut off: what has a row is not run again.
 """
 
 import argparse
@@ -34,7 +36,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--passes", type=int, default=20, help="times that each training scan is seen")
-    parser.add_argument("--methods", default=",".join(METHODS), help="some of them")
+    parser.add_argument("--methods", default=",".join(METHODS), help="some of them, or with settings: scalr+lr=0.01")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--output", default="output/methods")
     parser.add_argument("--root", default="datasets/synthetic")
@@ -96,13 +98,20 @@ def loaded(settings_type: type[config.Settings] | None, stage: ModuleType, value
 
 def pretrained(method: str, passes: int, values: dict) -> Path:
     """The folder of a pretraining; a finished one is used again."""
-    epochs = max(1, passes // SCANS_AN_ITEM.get(method, 1))
-    values = values | {"method": method, "epochs": epochs, "name": seed_name(method, values["seed"]), "resume": True}
-    settings, folder = loaded(None, pretrain, values), Path(values["output"]) / "pretrain" / values["name"]
+    name, changed = variant(method)
+    epochs = max(1, passes // SCANS_AN_ITEM.get(name, 1))
+    values = values | {"method": name, "epochs": epochs, "name": seed_name(method, values["seed"]), "resume": True}
+    settings, folder = loaded(None, pretrain, values | changed), Path(values["output"]) / "pretrain" / values["name"]
     if not (folder / "report.md").exists():
         return pretrain.run(settings)
     require_same(folder, settings)
     return folder
+
+
+def variant(method: str) -> tuple[str, dict[str, str]]:
+    """The method's own name, and the settings that follow it: `late_layers+class_weight=0`."""
+    name, *words = method.split("+")
+    return name, dict(word.split("=", 1) for word in words)
 
 
 def table(rows: list[dict]) -> str:

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks import record
-from benchmarks.methods import TASKS, compare, first_and_last_loss
+from benchmarks.methods import TASKS, compare, first_and_last_loss, variant
 from slidr import config
 from slidr.methods import settings_of
 from slidr.repeats import run_seeds
@@ -66,13 +66,14 @@ def measured(method: str, seed: int, options: argparse.Namespace) -> dict:
     if method != RANDOM:
         folder = Path(options.output) / "pretrain" / f"{method}-seed{seed}"
         if not (folder / "report.md").exists():  # a finished pretraining is used again
+            name, changed = variant(method)
             recipe = {
-                "method": method, "name": folder.name, "resume": True,
+                "method": name, "name": folder.name, "resume": True,
                 "train_split": "train", "val_split": "val", "crop": [140, 448],
                 "teacher": "dinov2_vits14", "teacher_weights": options.teacher_weights, "min_pairs": 256,
                 "batch": 2, "epochs": options.epochs, "validate_every": options.epochs,
             }  # fmt: skip
-            pretrain.run(config.validate(settings_of(method), common | STUDENT | recipe | METHODS[method]))
+            pretrain.run(config.validate(settings_of(name), common | STUDENT | recipe | METHODS[name] | changed))
         weights, row["loss"] = str(folder / "model.pt"), first_and_last_loss(folder)
     for task, (stage, settings_type, more) in TASKS.items():
         settings = config.validate(
