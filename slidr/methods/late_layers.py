@@ -1,6 +1,7 @@
 """The teacher's last layers matched one by one, and its class token: after HilDA (arXiv 2606.20189), without time.
 
-Weights, rates and epochs of that work are not known here: the two layers count alike, as there; the rest is ScaLR's.
+Weights, rates and epochs of that work are not known here: the two layers count alike, as there; the class token's weight
+was found by experiment (docs/results.md); the rest is ScaLR's.
 """
 
 from typing import Literal
@@ -29,7 +30,7 @@ class LateLayers(RegressionMethod):
 
         head: Literal["linear", "mlp"] = key("mlp", "from the backbone to the teacher's features")
         layers: Count = key(2, "last layers of the teacher that are matched, each by a head of its own")
-        class_weight: NonNegative = key(1.0, "weight of the class token's term, a mean over its channels; 0 = none")
+        class_weight: NonNegative = key(0.1, "weight of the class token's term, a mean over its channels; 0 = none")
 
     def __init__(self, settings: Settings, dataset: DataSet):
         super().__init__(settings, dataset)
