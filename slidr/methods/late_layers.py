@@ -1,7 +1,7 @@
 """The teacher's last layers matched one by one, and its class token: after HilDA (arXiv 2606.20189), without time.
 
-Weights, rates and epochs of that work are not known here: the two layers count alike, as there; the class token's weight
-was found by experiment (docs/results.md); the rest is ScaLR's.
+Weights, rates and epochs of that work are not known here: the two layers count alike, as there; the weight of the class
+token was found by experiment (docs/results.md); the rest is ScaLR's.
 """
 
 from typing import Literal

@@ -10,7 +10,15 @@ from slidr import inference
 from slidr.config import Zeroshot
 from slidr.networks.model_file import Model, apply_layers, class_logits, write_model
 from slidr.report import counted
-from slidr.tasks.examples import classifier, cut_examples, patch_features, read_embeddings, read_folder, require_width
+from slidr.tasks.examples import (
+    cell_features,
+    classifier,
+    cut_examples,
+    patches,
+    read_embeddings,
+    read_folder,
+    require_width,
+)
 from slidr.tasks.results import finish
 from slidr.tasks.scores import Outcome
 from slidr.tasks.segmentation import Segmentation, open_labelled, segmentation_loader
@@ -78,11 +86,18 @@ def find_examples(
     if teacher is None:
         reason = sentence.removeprefix("Pixels have no features: ")
         raise InputError(f"the image network to compare points with cannot be had: {reason}")
+    require_width(network, teacher.channels, f"the image network {teacher.name}")
     if settings.prototypes == "auto":
         train = open_labelled(settings, settings.train_split)
-        images, said = cut_examples(train, settings.per_class, settings.frames, settings.seed), SELF_TEST
+        cells = partial(cell_features, network, teacher, size=min(settings.crop))
+        found = cut_examples(train, cells, settings.per_class, settings.frames, settings.seed)
+        what, said = "pieces of images", SELF_TEST
     else:
-        images, said = read_folder(place, classes), "No label of a point was used."
-    found = {name: patch_features(network, teacher, pieces, settings.crop) for name, pieces in images.items()}
-    what = f"{sum(map(len, images.values())):,} images of {len(images)} classes ({settings.prototypes})"
-    return found, f"Examples: {what}, seen by {teacher.name} ({teacher.source}). {said}"
+        found = {
+            name: [patches(cell_features(network, teacher, image, settings.crop)) for image in images]
+            for name, images in read_folder(place, classes).items()
+        }
+        what, said = "images", "No label of a point was used."
+    what = f"{sum(map(len, found.values()))} {what} of {len(found)} classes ({settings.prototypes})"
+    about = f"Examples: {what}, seen by {teacher.name} ({teacher.source}). {said}"
+    return {name: torch.cat(rows) for name, rows in found.items()}, about

@@ -4,6 +4,7 @@ The recipe: features of the patches of a few images a class, L2-normalised; bala
 weights applied to the points' L2-normalised features, which pretraining put into the same space.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,7 @@ from slidr.tensor_files import as_weights, read_tensors
 
 LEAST = 2  # examples of a class
 PATCHES = 256  # of an image: those between them tell little else (ViT-L/14 on 224 x 224 pixels has 16 x 16)
-PIECE = 6  # a piece's sides are that part of an image's shorter one
+PIECE = 6  # a piece's sides are that part of its image's shorter one
 MAJORITY = 0.5  # of a piece's labelled points have its class
 NEVER = torch.finfo(torch.float32).min  # logit of a class without examples
 
@@ -71,11 +72,17 @@ def read_embeddings(path: Path, classes: tuple[str, ...]) -> dict[str, torch.Ten
     return _require_classes(path, as_weights(path, arrays))
 
 
-def cut_examples(reader: Reader, per_class: int, frames: int, seed: int) -> dict[str, list[np.ndarray]]:
-    """Class -> square pieces of a labelled split's images, most of whose labelled points have the class.
+def cut_examples(
+    reader: Reader, cells: Callable[[np.ndarray], torch.Tensor], per_class: int, frames: int, seed: int
+) -> dict[str, list[torch.Tensor]]:
+    """Class -> features `[n, C]` of square pieces of a labelled split's images, most of whose points have the class.
+
+    They are cut out of the features of the whole image: a piece that is enlarged and seen by itself looks like nothing
+    that points are compared with.
 
     Args:
         reader: the split; of it so many `frames` are read, in an order drawn by the seed.
+        cells: image `[H, W, 3]` uint8 -> features of its cells `[C, h, w]`.
         per_class: most pieces of a class. A class with fewer than two has none.
 
     Raises InputError if fewer than two classes are left.
@@ -90,35 +97,44 @@ def cut_examples(reader: Reader, per_class: int, frames: int, seed: int) -> dict
         for camera, view in enumerate(frame.cameras):
             seen = frame.pairs.select(frame.pairs.camera == camera)
             labels, places = frame.labels[seen.point], np.stack((seen.row, seen.column), 1)
-            side = max(1, min(view.size) // PIECE)
+            side, features = max(1, min(view.size) // PIECE), None
             for label in np.unique(labels[labels > 0]):
                 centre = places[rng.choice(np.flatnonzero(labels == label))]
-                top, left = corner = np.clip(centre - side // 2, 0, np.array(view.size) - side)
+                corner = np.clip(centre - side // 2, 0, np.array(view.size) - side)
                 inside = labels[((places >= corner) & (places < corner + side)).all(1) & (labels > 0)]
                 pieces = found[classes[label]]
                 if len(pieces) < per_class and (inside == label).mean() > MAJORITY:
-                    pieces.append(view.image[top : top + side, left : left + side])
+                    features = cells(view.image) if features is None else features
+                    share = np.array(features.shape[1:]) / view.size
+                    (top, left), (bottom, right) = (corner * share).astype(int), ((corner + side) * share).astype(int)
+                    piece = features[:, top : max(bottom, top + 1), left : max(right, left + 1)]
+                    pieces.append(piece.flatten(1).T)
         if all(len(pieces) == per_class for pieces in found.values()):
             break
     kept = {name: pieces for name, pieces in found.items() if len(pieces) >= LEAST}
     return _require_classes(f"{reader.dataset.name}'s images", kept)
 
 
-def patch_features(
-    network: inference.Network, teacher: Teacher, images: list[np.ndarray], size: tuple[int, int]
+def cell_features(
+    network: inference.Network, teacher: Teacher, image: np.ndarray, size: tuple[int, int] | int
 ) -> torch.Tensor:
-    """Features `[n, C]` of images `[H, W, 3]` uint8, each resized to `size`, in the space of the network's points.
+    """Features `[C, h, w]` of the cells of an image `[H, W, 3]` uint8, in the space of the network's points.
 
-    Of an image with more than `PATCHES` cells there are so many, evenly spaced. Raises InputError as `require_width`.
+    Args:
+        size: rows and columns that it is resized to; or its shorter side, about, the other one in proportion.
     """
-    require_width(network, teacher.channels, f"the image network {teacher.name}")
-    rows = []
-    for image in images:
-        pixels = torch.from_numpy(np.array(image)).to(network.device).movedim(-1, 0)[None].float() / 255
-        pixels = F.interpolate(pixels, size, mode="bilinear", antialias=True)
-        cells = inference.image_features(network.model, teacher, pixels)[0].flatten(1).T
-        rows.append(cells[torch.linspace(0, len(cells) - 1, min(len(cells), PATCHES), device=cells.device).long()])
-    return torch.cat(rows)
+    if isinstance(size, int):
+        scale = size / min(image.shape[:2]) / teacher.stride
+        size = [max(1, round(side * scale)) * teacher.stride for side in image.shape[:2]]
+    pixels = torch.from_numpy(np.array(image)).to(network.device).movedim(-1, 0)[None].float() / 255
+    pixels = F.interpolate(pixels, size, mode="bilinear", antialias=True)
+    return inference.image_features(network.model, teacher, pixels)[0]
+
+
+def patches(cells: torch.Tensor) -> torch.Tensor:
+    """Of the features of an image's cells `[C, h, w]` at most `PATCHES`, evenly spaced: `[n, C]`."""
+    rows = cells.flatten(1).T
+    return rows[torch.linspace(0, len(rows) - 1, min(len(rows), PATCHES), device=rows.device).long()]
 
 
 def require_width(network: inference.Network, width: int, what: str) -> None:

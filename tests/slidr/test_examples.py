@@ -9,7 +9,7 @@ from scipy.optimize import minimize
 
 from data.files import InputError
 from data.frame import CameraView, Frame, Pairs
-from slidr.tasks.examples import PATCHES, cut_examples, logistic_regression, patch_features
+from slidr.tasks.examples import PATCHES, cell_features, cut_examples, logistic_regression, patches, require_width
 from slidr.teachers import load_teacher
 
 
@@ -71,30 +71,50 @@ class World:
         return Frame("f", points, labels, [CameraView("front", "t", image)], pairs)
 
 
+def halved(image: np.ndarray) -> torch.Tensor:
+    """Every second pixel of the image, as features of its cells."""
+    return torch.from_numpy(image[::2, ::2]).movedim(-1, 0).float()
+
+
 def test_pieces_lie_where_most_points_have_the_class():
-    found = cut_examples(World(), per_class=2, frames=3, seed=0)
+    found = cut_examples(World(), halved, per_class=2, frames=3, seed=0)
     assert {name: len(pieces) for name, pieces in found.items()} == {"a": 2, "b": 2}  # c never has most, d no point
     for name, pieces in found.items():
-        for piece in pieces:
-            assert piece.shape == (10, 10, 3)
-            assert (piece[..., 1] < 45).mean() >= 0.5 if name == "a" else (piece[..., 1] >= 45).mean() >= 0.5
-        assert pieces[0][0, 0, 2] != pieces[1][0, 0, 2]  # of two frames
-    again = cut_examples(World(), per_class=2, frames=3, seed=0)
-    assert all(np.array_equal(found[name], again[name]) for name in found)
+        for piece in pieces:  # a sixth of 60 rows is 10 pixels, 5 cells
+            rows, columns, frame = piece.T
+            assert len(piece) == 25 and rows.max() - rows.min() == 8 == columns.max() - columns.min()
+            assert len(frame.unique()) == 1
+            assert (columns < 45).float().mean() >= 0.5 if name == "a" else (columns >= 45).float().mean() >= 0.5
+        assert pieces[0][0, 2] != pieces[1][0, 2]  # of two frames
+    again = cut_examples(World(), halved, per_class=2, frames=3, seed=0)
+    assert all(torch.equal(torch.cat(found[name]), torch.cat(again[name])) for name in found)
     with pytest.raises(InputError, match="examples of 0 classes, to tell apart there must be two"):
-        cut_examples(World(), per_class=2, frames=1, seed=0)
+        cut_examples(World(), halved, per_class=2, frames=1, seed=0)
 
 
-def test_patches_are_the_teachers_cells_through_the_image_head():
+def test_a_piece_smaller_than_a_cell_is_that_cell():
+    def coarse(image: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(image[10::20, 15::30]).movedim(-1, 0).float()
+
+    found = cut_examples(World(), coarse, per_class=2, frames=3, seed=0)
+    assert all(len(piece) == 1 for pieces in found.values() for piece in pieces)
+
+
+def test_cells_are_the_teachers_through_the_image_head():
     teacher, rng = load_teacher("resnet_small", "random"), np.random.default_rng(0)
     head = {"weight": torch.randn(5, teacher.channels), "bias": torch.randn(5)}
     model = SimpleNamespace(image_head=[head], point_head=[{"weight": torch.zeros(5, 24), "bias": torch.zeros(5)}])
     network = SimpleNamespace(model=model, student=None, device=torch.device("cpu"))
-    images = [rng.integers(0, 255, (24, 32, 3), np.uint8) for _ in range(2)]
-    found = patch_features(network, teacher, images, (24, 32))
-    cells = teacher(torch.from_numpy(np.stack(images)).movedim(-1, 1) / 255).movedim(1, -1).flatten(0, 2)
-    torch.testing.assert_close(found, cells @ head["weight"].T + head["bias"], rtol=1e-4, atol=1e-4)
-    assert patch_features(network, teacher, images[:1], (80, 80)).shape == (PATCHES, 5)  # of 400
-    with pytest.raises(InputError, match=f"resnet_small gives {teacher.channels} numbers a patch, .* takes 7 "):
-        model.image_head = [{"weight": torch.zeros(5, 7), "bias": torch.zeros(5)}]
-        patch_features(network, teacher, images, (24, 32))
+    image = rng.integers(0, 255, (24, 32, 3), np.uint8)
+    found = cell_features(network, teacher, image, (24, 32))
+    cells = teacher(torch.from_numpy(image).movedim(-1, 0)[None] / 255)[0].movedim(0, -1)
+    torch.testing.assert_close(found.movedim(0, -1), cells @ head["weight"].T + head["bias"], rtol=1e-4, atol=1e-4)
+    assert cell_features(network, teacher, image, 24).equal(found)
+    assert teacher.stride == 4 and cell_features(network, teacher, image, 31).shape[1:] == (8, 10)  # 31 x 41.3 pixels
+    assert patches(found).equal(found.flatten(1).T)
+    many = patches(torch.arange(400.0).view(1, 20, 20))
+    assert many.shape == (PATCHES, 1) and many[0] == 0 and many[-1] == 399
+    require_width(network, teacher.channels, "it")
+    model.image_head = [{"weight": torch.zeros(5, 7), "bias": torch.zeros(5)}]
+    with pytest.raises(InputError, match=f"it gives {teacher.channels} numbers a patch, .* takes 7 "):
+        require_width(network, teacher.channels, "it")

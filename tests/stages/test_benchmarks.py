@@ -26,7 +26,8 @@ RUNS = {  # name of the row -> module and words
     "methods": "methods --root {world} --seeds 1 --passes 1 --methods slidr+temperature=0.1",
     "objective_cpu": "objective --frames 1 --repeats 1",
     "pointnet2": "pointnet2 --clouds 2 --points 256 --repeats 1",
-    "real_frames": "real_frames --root {world}/kitti --teacher_weights random --methods scalr+warmup_steps=1 --seeds 1 --epochs 1",
+    "real_frames": "real_frames --root {world}/kitti --teacher_weights random --seeds 1 --epochs 1 "
+    "--methods scalr+lr=1",
     "real_frames_overfit": "real_frames --root {world}/kitti --overfit --overfit_pct 50 --overfit_epochs 1",
     "superpixels": "superpixels --root {world}/nuscenes --images 1",
 }
