@@ -121,7 +121,7 @@ class Zeroshot(WithRun, WithImageNetwork):
     per_class: Annotated[Count, Field(ge=2)] = key(20, "auto: most examples of a class")
     frames: Count = key(100, "auto: most frames that are cut, drawn by the seed")
     crop: tuple[Pixels, Pixels] = key(
-        (224, 224), "rows and columns of each example; auto: the shorter one is that of whole images"
+        (224, 224), "rows and columns to resize examples to; auto: the smaller is the shorter side of whole images"
     )
     pictures: Index = key(2, "frames to draw", decides=False)
 

@@ -91,13 +91,13 @@ def find_examples(
         train = open_labelled(settings, settings.train_split)
         cells = partial(cell_features, network, teacher, size=min(settings.crop))
         found = cut_examples(train, cells, settings.per_class, settings.frames, settings.seed)
-        what, said = "pieces of images", SELF_TEST
+        kind, said = "pieces of images", SELF_TEST
     else:
         found = {
             name: [patches(cell_features(network, teacher, image, settings.crop)) for image in images]
             for name, images in read_folder(place, classes).items()
         }
-        what, said = "images", "No label of a point was used."
-    what = f"{sum(map(len, found.values()))} {what} of {len(found)} classes ({settings.prototypes})"
+        kind, said = "images", "No label of a point was used."
+    what = f"{sum(map(len, found.values())):,} {kind} of {len(found)} classes ({settings.prototypes})"
     about = f"Examples: {what}, seen by {teacher.name} ({teacher.source}). {said}"
     return {name: torch.cat(rows) for name, rows in found.items()}, about

@@ -24,7 +24,7 @@ from slidr.tensor_files import as_weights, read_tensors
 
 LEAST = 2  # examples of a class
 PATCHES = 256  # of an image: those between them tell little else (ViT-L/14 on 224 x 224 pixels has 16 x 16)
-PIECE = 6  # a piece's sides are that part of its image's shorter one
+PIECE = 6  # a piece's side is its image's shorter side divided by this
 MAJORITY = 0.5  # of a piece's labelled points have its class
 NEVER = torch.finfo(torch.float32).min  # logit of a class without examples
 
@@ -77,8 +77,8 @@ def cut_examples(
 ) -> dict[str, list[torch.Tensor]]:
     """Class -> features `[n, C]` of square pieces of a labelled split's images, most of whose points have the class.
 
-    They are cut out of the features of the whole image: a piece that is enlarged and seen by itself looks like nothing
-    that points are compared with.
+    They are cut out of the features of the whole image, with which pretraining compares points. A piece enlarged on its
+    own has other features.
 
     Args:
         reader: the split; of it so many `frames` are read, in an order drawn by the seed.
@@ -121,7 +121,8 @@ def cell_features(
     """Features `[C, h, w]` of the cells of an image `[H, W, 3]` uint8, in the space of the network's points.
 
     Args:
-        size: rows and columns that it is resized to; or its shorter side, about, the other one in proportion.
+        size: rows and columns to resize it to; or one number for the shorter side, with the longer in proportion and
+            both rounded to multiples of the teacher's stride.
     """
     if isinstance(size, int):
         scale = size / min(image.shape[:2]) / teacher.stride
